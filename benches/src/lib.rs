@@ -1,0 +1,1 @@
+//! Peers and measuring client for `scripts/bench`.

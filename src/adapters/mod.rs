@@ -1,0 +1,1 @@
+//! Feature-gated implementations of the seams on other people's crates.

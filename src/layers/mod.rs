@@ -1,0 +1,1 @@
+//! Tower layers: each acts on a streaming request, or forwards it unchanged.

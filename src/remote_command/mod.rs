@@ -1,0 +1,9 @@
+//! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
+
+mod resize;
+pub mod status;
+mod stdio;
+mod version;
+
+pub use stdio::{Exit, Input, Output, Stdio, TerminalSize};
+pub use version::Version;

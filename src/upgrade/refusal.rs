@@ -1,0 +1,98 @@
+//! Why a request does not become a stream, as an HTTP response.
+
+use super::Dialect;
+use crate::status::{Details, Status};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+/// A cause that makes a request fail before its `101`.
+///
+/// Rendered as a Kubernetes `Status` at an API server, as plain text at a kubelet or runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    code: StatusCode,
+    reason: &'static str,
+    message: String,
+    /// `(name, kind)` of `Status.details`.
+    details: Option<(String, &'static str)>,
+}
+
+impl Refusal {
+    /// A refusal with a `Status.reason`; an empty reason is left out, as Go does for plain errors.
+    pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), details: None }
+    }
+
+    /// 400 `BadRequest`.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    /// 404 `NotFound` of a named object: `pods "demo" not found`.
+    #[must_use]
+    pub fn not_found(kind: &'static str, name: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", format!("{kind} {name:?} not found")).about(kind, name)
+    }
+
+    /// 403 `Forbidden` of a named object: `pods "demo" is forbidden: why`.
+    #[must_use]
+    pub fn forbidden(kind: &'static str, name: &str, why: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", format!("{kind} {name:?} is forbidden: {why}")).about(kind, name)
+    }
+
+    /// 500 without a reason, as Go words an error that is not an API error.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
+    /// Names the object the refusal is about.
+    #[must_use]
+    pub fn about(mut self, kind: &'static str, name: &str) -> Self {
+        self.details = Some((name.to_owned(), kind));
+        self
+    }
+
+    /// The HTTP status code.
+    #[must_use]
+    pub fn code(&self) -> StatusCode {
+        self.code
+    }
+
+    /// The sentence for people.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The response this refusal becomes in `dialect`.
+    #[must_use]
+    pub fn into_response<R: From<Bytes>>(self, dialect: Dialect) -> Response<R> {
+        let (kind, body) = match dialect {
+            Dialect::ApiServer => ("application/json", self.status_json()),
+            Dialect::Kubelet | Dialect::Runtime => ("text/plain; charset=utf-8", self.message + "\n"),
+        };
+        let mut response = Response::new(R::from(Bytes::from(body)));
+        *response.status_mut() = self.code;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+    }
+
+    fn status_json(&self) -> String {
+        let details = self.details.as_ref().map(|(name, kind)| Details {
+            name: name.clone(),
+            kind: (*kind).to_owned(),
+            causes: Vec::new(),
+        });
+        let status = Status {
+            kind: Some("Status".into()),
+            api_version: Some("v1".into()),
+            status: "Failure".into(),
+            message: self.message.clone(),
+            reason: self.reason.into(),
+            details,
+            code: self.code.as_u16(),
+            ..Status::default()
+        };
+        status.to_json() + "\n"
+    }
+}

@@ -1,0 +1,1 @@
+//! Fakes and peers for the tests of `tower-kube-streaming`.
