@@ -86,7 +86,9 @@ impl TlsConnect {
         let tls = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
             Some(scheme) if *scheme == Scheme::HTTP && self.plain_http => false,
-            Some(scheme) if *scheme == Scheme::HTTP => return Err(invalid("plain http is not allowed to the next hop")),
+            Some(scheme) if *scheme == Scheme::HTTP => {
+                return Err(invalid("plain http is not allowed to the next hop"));
+            }
             _ => return Err(invalid("the next hop's URL has no scheme this dialer knows")),
         };
         let host = uri.host().ok_or_else(|| invalid("the next hop's URL has no host"))?;
@@ -217,10 +219,7 @@ mod tests {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
+            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut roots = RootCertStore::empty();

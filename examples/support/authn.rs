@@ -1,0 +1,123 @@
+//! Who is asking: a client certificate, a bearer token, or a bearer token where browsers can put one.
+//!
+//! An ordinary tower-http layer, above everything of ours. What it finds out is a [`Caller`] in the request's
+//! extensions; the credential itself goes no further.
+
+use std::{future::ready, sync::Arc};
+
+use axum::body::Body;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use tower_http::auth::{AsyncAuthorizeRequest, AsyncRequireAuthorizationLayer};
+use tower_kube_streaming::upgrade::{Dialect, Refusal};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::{Context, Error, seam::Caller, tokens::Tokens};
+
+/// Request extension: who the connection's certificate, which TLS has verified, was made out to.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate(pub Caller);
+
+/// Upstream's prefix of a WebSocket subprotocol that is really a token
+/// (k8s.io/apiserver pkg/authentication/request/websocket/protocol.go).
+const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// How callers are told apart.
+#[derive(Clone, Debug)]
+pub enum Authenticator {
+    /// By certificate or token; nobody else gets in.
+    Required { tokens: Arc<Tokens>, dialect: Dialect },
+    /// Not at all: everybody is an administrator.
+    EverybodyIsAdmin,
+}
+
+impl Authenticator {
+    pub fn into_layer(self) -> AsyncRequireAuthorizationLayer<Self> {
+        AsyncRequireAuthorizationLayer::new(self)
+    }
+
+    fn caller(&self, request: &mut Request<Body>) -> Option<Caller> {
+        let Self::Required { tokens, .. } = self else {
+            let groups = vec!["system:masters".to_owned()];
+            return Some(Caller { name: "insecure".into(), groups, ..Caller::default() });
+        };
+        if let Some(ClientCertificate(caller)) = request.extensions_mut().remove() {
+            return Some(caller);
+        }
+        if let Some(caller) = bearer(request.headers()).and_then(|token| tokens.caller(token)) {
+            return Some(caller.clone());
+        }
+        let (token, others) = bearer_protocol(request.headers())?;
+        let caller = tokens.caller(&token)?.clone();
+        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, others);
+        Some(caller)
+    }
+}
+
+impl AsyncAuthorizeRequest<Body> for Authenticator {
+    type RequestBody = Body;
+    type ResponseBody = Body;
+    type Future = std::future::Ready<Result<Request<Body>, Response<Body>>>;
+
+    fn authorize(&mut self, mut request: Request<Body>) -> Self::Future {
+        let dialect = match self {
+            Self::Required { dialect, .. } => *dialect,
+            Self::EverybodyIsAdmin => Dialect::ApiServer,
+        };
+        if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            // To ignore it would act with more rights than were asked for.
+            return ready(Err(Refusal::bad_request("impersonation is not supported").into_response(dialect)));
+        }
+        let Some(mut caller) = self.caller(&mut request) else {
+            let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
+            return ready(Err(refusal.into_response(dialect)));
+        };
+        if !caller.groups.iter().any(|group| group == "system:authenticated") {
+            caller.groups.push("system:authenticated".into());
+        }
+        request.headers_mut().remove(header::AUTHORIZATION);
+        request.extensions_mut().insert(caller);
+        ready(Ok(request))
+    }
+}
+
+/// `Authorization: Bearer TOKEN`, as kube-apiserver reads it.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut words = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().splitn(3, ' ');
+    words.next().filter(|scheme| scheme.eq_ignore_ascii_case("bearer"))?;
+    words.next().filter(|token| !token.is_empty())
+}
+
+/// The token among the subprotocols of a WebSocket request, and the other protocols in one header value. As upstream:
+/// all header lines count, one token only, and never a token alone.
+fn bearer_protocol(headers: &HeaderMap) -> Option<(String, HeaderValue)> {
+    if !headers.get(header::UPGRADE)?.as_bytes().eq_ignore_ascii_case(b"websocket") {
+        return None;
+    }
+    let mut tokens = Vec::new();
+    let mut others = Vec::new();
+    for line in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        for protocol in line.to_str().ok()?.split(',').map(str::trim) {
+            match protocol.strip_prefix(BEARER_PROTOCOL) {
+                Some(token) => tokens.push(token),
+                None => others.push(protocol),
+            }
+        }
+    }
+    let [token] = tokens[..] else { return None };
+    if others.is_empty() {
+        return None;
+    }
+    let token = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+    Some((token, HeaderValue::from_str(&others.join(",")).ok()?))
+}
+
+/// Common name and organizations are user and groups, as everywhere in Kubernetes.
+pub fn caller_of_certificate(der: &[u8]) -> Result<Caller, Error> {
+    let (_, certificate) = X509Certificate::from_der(der).context("client certificate")?;
+    let subject = certificate.subject();
+    let text = |value: Result<&str, _>| value.map(str::to_owned).context("client certificate");
+    let name = subject.iter_common_name().next().ok_or("client certificate: no common name")?;
+    let groups = subject.iter_organization().map(|group| text(group.as_str())).collect::<Result<_, _>>()?;
+    Ok(Caller { name: text(name.as_str())?, uid: String::new(), groups })
+}
