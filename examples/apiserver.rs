@@ -137,9 +137,9 @@ async fn run(flags: Flags) -> Result<(), Error> {
     kubeconfig::write(&kubeconfig, &url, trusted.as_deref(), &tokens)?;
 
     let authenticator = if flags.insecure {
-        Authenticator::EverybodyIsAdmin
+        Authenticator::anybody_is_admin(Dialect::ApiServer)
     } else {
-        Authenticator::Required { tokens: Arc::new(tokens::Tokens::new(&tokens)), dialect: Dialect::ApiServer }
+        Authenticator::known(tokens::Tokens::new(&tokens), Dialect::ApiServer)
     };
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();

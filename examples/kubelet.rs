@@ -103,11 +103,12 @@ async fn run(flags: Flags) -> Result<(), Error> {
 
     let mut server = Server::bind(flags.listen, stop_signal()?).await?;
     let authenticator = if flags.insecure {
-        Authenticator::EverybodyIsAdmin
+        Authenticator::anybody_is_admin(Dialect::Kubelet)
     } else {
         let (own, client_ca) = certificates(&flags)?;
         server = server.with_tls(tls::server_config(&own, &client_ca)?);
-        Authenticator::Required { tokens: Arc::new(Tokens::default()), dialect: Dialect::Kubelet }
+        // No tokens: by certificate only.
+        Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
     let sessions = Sessions::default();
     let streams = stack(containers, sessions.clone());
@@ -153,8 +154,13 @@ fn certificates(flags: &Flags) -> Result<(CertAndKey, PathBuf), Error> {
     let dir = flags.data_dir.as_deref();
     let own = given.or_else(|| dir.map(pki::files::kubelet));
     let client_ca = flags.client_ca_file.clone().or_else(|| dir.map(pki::files::ca));
-    own.zip(client_ca).ok_or_else(|| {
-        "give --data-dir of an apiserver; or --tls-cert-file, --tls-private-key-file and --client-ca-file; or --insecure"
-            .into()
-    })
+    let (own, client_ca) = own.zip(client_ca).ok_or(
+        "give --data-dir of an apiserver; or --tls-cert-file, --tls-private-key-file and --client-ca-file; or --insecure",
+    )?;
+    match [&own.cert, &own.key, &client_ca].into_iter().find(|file| !file.exists()) {
+        Some(file) => {
+            Err(format!("{} is not there; an apiserver with that --data-dir makes it", file.display()).into())
+        }
+        None => Ok((own, client_ca)),
+    }
 }

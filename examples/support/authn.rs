@@ -24,33 +24,45 @@ const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// How callers are told apart.
 #[derive(Clone, Debug)]
-pub enum Authenticator {
-    /// By certificate or token; nobody else gets in.
-    Required { tokens: Arc<Tokens>, dialect: Dialect },
-    /// Not at all: everybody is an administrator.
-    EverybodyIsAdmin,
+pub struct Authenticator {
+    who: Who,
+    dialect: Dialect,
+}
+
+#[derive(Clone, Debug)]
+enum Who {
+    Known(Arc<Tokens>),
+    Anybody,
 }
 
 impl Authenticator {
+    /// By certificate or by one of these tokens; nobody else gets in.
+    pub fn known(tokens: Tokens, dialect: Dialect) -> Self {
+        Self { who: Who::Known(Arc::new(tokens)), dialect }
+    }
+
+    /// Not at all: everybody is an administrator. Except web pages: a browser on this machine would carry any site's
+    /// WebSocket to a loopback address.
+    pub fn anybody_is_admin(dialect: Dialect) -> Self {
+        Self { who: Who::Anybody, dialect }
+    }
+
     pub fn into_layer(self) -> AsyncRequireAuthorizationLayer<Self> {
         AsyncRequireAuthorizationLayer::new(self)
     }
 
-    fn caller(&self, request: &mut Request<Body>) -> Option<Caller> {
-        let Self::Required { tokens, .. } = self else {
-            let groups = vec!["system:masters".to_owned()];
-            return Some(Caller { name: "insecure".into(), groups, ..Caller::default() });
-        };
-        if let Some(ClientCertificate(caller)) = request.extensions_mut().remove() {
-            return Some(caller);
+    fn caller(&self, request: &mut Request<Body>) -> Result<Caller, Refusal> {
+        match &self.who {
+            Who::Anybody if request.headers().contains_key(header::ORIGIN) => {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "browsers need a server with authentication"))
+            }
+            Who::Anybody => {
+                let groups = vec!["system:masters".to_owned()];
+                Ok(Caller { name: "insecure".into(), groups, ..Caller::default() })
+            }
+            Who::Known(tokens) => known(tokens, request)
+                .ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")),
         }
-        if let Some(caller) = bearer(request.headers()).and_then(|token| tokens.caller(token)) {
-            return Some(caller.clone());
-        }
-        let (token, others) = bearer_protocol(request.headers())?;
-        let caller = tokens.caller(&token)?.clone();
-        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, others);
-        Some(caller)
     }
 }
 
@@ -60,17 +72,13 @@ impl AsyncAuthorizeRequest<Body> for Authenticator {
     type Future = std::future::Ready<Result<Request<Body>, Response<Body>>>;
 
     fn authorize(&mut self, mut request: Request<Body>) -> Self::Future {
-        let dialect = match self {
-            Self::Required { dialect, .. } => *dialect,
-            Self::EverybodyIsAdmin => Dialect::ApiServer,
-        };
         if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {
             // To ignore it would act with more rights than were asked for.
-            return ready(Err(Refusal::bad_request("impersonation is not supported").into_response(dialect)));
+            return ready(Err(Refusal::bad_request("impersonation is not supported").into_response(self.dialect)));
         }
-        let Some(mut caller) = self.caller(&mut request) else {
-            let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
-            return ready(Err(refusal.into_response(dialect)));
+        let mut caller = match self.caller(&mut request) {
+            Ok(caller) => caller,
+            Err(refusal) => return ready(Err(refusal.into_response(self.dialect))),
         };
         if !caller.groups.iter().any(|group| group == "system:authenticated") {
             caller.groups.push("system:authenticated".into());
@@ -79,6 +87,20 @@ impl AsyncAuthorizeRequest<Body> for Authenticator {
         request.extensions_mut().insert(caller);
         ready(Ok(request))
     }
+}
+
+/// In kube-apiserver's order: certificate, header, subprotocol.
+fn known(tokens: &Tokens, request: &mut Request<Body>) -> Option<Caller> {
+    if let Some(ClientCertificate(caller)) = request.extensions_mut().remove() {
+        return Some(caller);
+    }
+    if let Some(caller) = bearer(request.headers()).and_then(|token| tokens.caller(token)) {
+        return Some(caller.clone());
+    }
+    let (token, others) = bearer_protocol(request.headers())?;
+    let caller = tokens.caller(&token)?.clone();
+    request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, others);
+    Some(caller)
 }
 
 /// `Authorization: Bearer TOKEN`, as kube-apiserver reads it.

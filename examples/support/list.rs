@@ -24,7 +24,7 @@ use super::{
     table,
 };
 
-/// How long a watch is held open where the client does not say: half of upstream's minimum, so that idle ones go.
+/// How long a watch is held open where the client does not say: half of the shortest that upstream picks.
 const WATCH: Duration = Duration::from_secs(15 * 60);
 
 /// Query of a list.

@@ -87,7 +87,7 @@ pub struct Store {
     changes: broadcast::Sender<Change>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     objects: BTreeMap<Key, Value>,
     version: u64,
@@ -105,7 +105,10 @@ impl State {
 impl Store {
     /// The objects of these files, or the demo's where none is given.
     pub fn from_manifests(files: &[PathBuf]) -> Result<Self, Error> {
-        let store = Self { state: Mutex::default(), changes: broadcast::channel(WATCH_BACKLOG).0 };
+        // Versions of an earlier run are smaller, so that a watch which outlived it starts from the beginning.
+        let version = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
+        let state = State { objects: BTreeMap::new(), version };
+        let store = Self { state: Mutex::new(state), changes: broadcast::channel(WATCH_BACKLOG).0 };
         if files.is_empty() {
             store.load(DEMO, Path::new("demo.yaml"))?;
         }

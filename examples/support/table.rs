@@ -9,8 +9,9 @@ use super::objects::{Kind, items, text};
 /// kubectl asks for a table, and takes plain objects where it gets none.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    accept.split(',').any(|kind| kind.contains("as=Table") && kind.contains("v=v1;"))
-        || accept.split(',').any(|kind| kind.contains("as=Table") && kind.ends_with("v=v1"))
+    let is_table =
+        |kind: &str| ["as=Table", "v=v1"].iter().all(|wanted| kind.split(';').any(|word| word.trim() == *wanted));
+    accept.split(',').any(is_table)
 }
 
 /// A row for each object.
