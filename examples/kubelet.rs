@@ -157,10 +157,10 @@ fn certificates(flags: &Flags) -> Result<(CertAndKey, PathBuf), Error> {
     let (own, client_ca) = own.zip(client_ca).ok_or(
         "give --data-dir of an apiserver; or --tls-cert-file, --tls-private-key-file and --client-ca-file; or --insecure",
     )?;
-    match [&own.cert, &own.key, &client_ca].into_iter().find(|file| !file.exists()) {
-        Some(file) => {
-            Err(format!("{} is not there; an apiserver with that --data-dir makes it", file.display()).into())
+    for file in [&own.cert, &own.key, &client_ca] {
+        if !file.exists() {
+            return Err(format!("{} is not there; an apiserver makes it in its --data-dir", file.display()).into());
         }
-        None => Ok((own, client_ca)),
     }
+    Ok((own, client_ca))
 }

@@ -32,7 +32,7 @@ pub mod tokens;
 use std::{
     convert::Infallible,
     fmt, fs,
-    io::Write,
+    io::{IsTerminal, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
@@ -68,7 +68,8 @@ pub fn say(line: impl fmt::Display) {
 pub fn log_to_stderr() {
     use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
 
 /// Makes a directory that only its owner enters, and those above it.

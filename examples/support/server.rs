@@ -1,13 +1,16 @@
 //! Accepts connections, speaks TLS and HTTP/1.1 on them, and stops without losing a session.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::body::Body;
-use http::{Request, Response};
+use axum::{Router, body::Body};
+use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -15,11 +18,16 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 
-use super::{Context, Error, authn, say, seam::Sessions};
+use super::{
+    Context, Error,
+    authn::{ClientCertificate, caller_of_certificate},
+    say,
+    seam::Sessions,
+};
 
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -27,8 +35,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(32);
 /// Bytes of a request head, as Go's servers allow.
 const HEAD_BYTES: usize = 1 << 20;
-/// Time for sessions and requests to end in when the process is asked to stop.
-const DRAIN: Duration = Duration::from_secs(30);
+/// Time for sessions to end in when the process is asked to stop: it exits within 30 s.
+const DRAIN: Duration = Duration::from_secs(29);
+/// The same for requests. Less: a peer that stops in the middle of a head is waiting for nothing.
+const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: when descriptors run out, trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,12 +76,8 @@ impl Server {
     }
 
     /// Serves until told to stop; then accepts nothing more, tells the sessions why they end, and waits for them and
-    /// for the requests in flight, 30 s at most.
-    pub async fn serve<S>(self, service: S, sessions: Sessions) -> Result<(), Error>
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-        S::Future: Send,
-    {
+    /// for the requests in flight, for less than 30 s.
+    pub async fn serve(self, service: Router, sessions: Sessions) -> Result<(), Error> {
         let connections = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {
@@ -87,59 +93,56 @@ impl Server {
                 }
             };
             // In a task of its own, so that a peer that does not shake hands keeps nobody waiting.
-            let (tls, service, watcher) = (self.tls.clone(), service.clone(), connections.watcher());
+            let (tls, stop, watcher) = (self.tls.clone(), self.stop.clone(), connections.watcher());
+            let service = service.clone();
             tokio::spawn(async move {
-                if let Err(error) = serve_connection(tcp, tls, service, watcher).await {
+                let served = async {
+                    // hyper leaves Nagle's algorithm on; keystrokes would wait for each other.
+                    tcp.set_nodelay(true)?;
+                    let Some(tls) = tls else { return serve_http(tcp, None, service, watcher).await };
+                    // Who has not shaken hands when we stop has not asked for anything yet.
+                    let Some(shaken) = stop.run_until_cancelled(shake_hands(tls, tcp)).await else { return Ok(()) };
+                    let (tls, certificate) = shaken?;
+                    serve_http(tls, certificate, service, watcher).await
+                };
+                if let Err(error) = served.await {
                     tracing::debug!(%peer, %error, "connection ended");
                 }
             });
         }
         drop(self.listener);
         tracing::info!("stopping");
-        let requests = async { timeout(DRAIN, connections.shutdown()).await.is_ok() };
+        let requests = async { timeout(DRAIN_REQUESTS, connections.shutdown()).await.is_ok() };
         let (requests_ended, ()) = tokio::join!(requests, sessions.drain(DRAIN));
         if !requests_ended {
-            tracing::warn!("requests were still running after {DRAIN:?}");
+            tracing::warn!("requests were still open after {DRAIN_REQUESTS:?}");
         }
         Ok(())
     }
 }
 
-async fn serve_connection<S>(
+async fn shake_hands(
+    tls: TlsAcceptor,
     tcp: TcpStream,
-    tls: Option<TlsAcceptor>,
-    service: S,
-    watcher: hyper_util::server::graceful::Watcher,
-) -> Result<(), super::Error>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    // hyper leaves Nagle's algorithm on; keystrokes would wait for each other.
-    tcp.set_nodelay(true)?;
-    let Some(tls) = tls else { return serve_http(tcp, None, service, watcher).await };
-    let tls = timeout(HANDSHAKE, tls.accept(tcp)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), Error> {
+    let tls = timeout(HANDSHAKE, tls.accept(tcp)).await.context("TLS handshake")??;
     let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let caller = shown.map(|certificate| authn::caller_of_certificate(certificate)).transpose()?;
-    serve_http(tls, caller.map(authn::ClientCertificate), service, watcher).await
+    let caller = shown.map(|certificate| caller_of_certificate(certificate)).transpose()?;
+    Ok((tls, caller.map(ClientCertificate)))
 }
 
-async fn serve_http<S>(
+async fn serve_http(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    certificate: Option<authn::ClientCertificate>,
-    service: S,
-    watcher: hyper_util::server::graceful::Watcher,
-) -> Result<(), super::Error>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+    certificate: Option<ClientCertificate>,
+    router: Router,
+    watcher: Watcher,
+) -> Result<(), Error> {
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         if let Some(certificate) = &certificate {
             request.extensions_mut().insert(certificate.clone());
         }
-        service.clone().oneshot(request)
+        router.clone().oneshot(request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
