@@ -1,5 +1,7 @@
 //! What the examples are built from: who may come in, which container is meant, where its kubelet is.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 #[path = "../examples/support/mod.rs"]
 mod support;
 

@@ -197,6 +197,7 @@ impl AsyncWrite for TlsIo {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, KeyPair};
