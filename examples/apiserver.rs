@@ -21,15 +21,19 @@ use support::{
     authn::Authenticator,
     kubeconfig,
     locate::Locate,
-    log_to_stderr,
+    log_to_stderr, mounted,
     objects::{Store, containers_on},
     pki::{self, CertAndKey},
     say,
-    seam::Sessions,
     server::{Server, stop_signal},
     tls, tokens,
 };
-use tower_kube_streaming::{adapters::rustls::TlsConnect, upgrade::Dialect};
+use tower_kube_streaming::{
+    adapters::rustls::TlsConnect,
+    layers::danger::PermitAllLayer,
+    services::{ApiServer, UpgradeProxy},
+    upgrade::{Dialect, Sessions, Target},
+};
 
 /// A small Kubernetes API server that really streams.
 #[derive(Debug, Parser)]
@@ -82,15 +86,21 @@ enum Next {
 }
 
 /// The streaming stack of an API server.
-fn stack(_locate: Locate, next: Next, _sessions: Sessions) -> Stack {
+fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
+    let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
+    // `support::authz` has authorized every request that comes here.
+    let authorize = PermitAllLayer;
     match next {
-        Next::InProcess(store) => drop(containers_on(&store, DEMO_NODE)),
-        Next::Kubelets(connect) => drop(connect),
+        Next::Kubelets(connect) => mounted(ApiServer::new(sessions, authorize, resolve, UpgradeProxy::new(connect))),
+        Next::InProcess(store) => {
+            drop(containers_on(&store, DEMO_NODE));
+            Stack::new(tower::service_fn(async |_request| {
+                let refusal =
+                    tower_kube_streaming::upgrade::Refusal::new(http::StatusCode::NOT_IMPLEMENTED, "", "streams");
+                Ok(refusal.into_response(Dialect::ApiServer))
+            }))
+        }
     }
-    Stack::new(tower::service_fn(async |_request| {
-        let refusal = tower_kube_streaming::upgrade::Refusal::new(http::StatusCode::NOT_IMPLEMENTED, "", "streams");
-        Ok(refusal.into_response(Dialect::ApiServer))
-    }))
 }
 
 const DEMO_NODE: &str = "demo-node";

@@ -28,12 +28,11 @@ use support::{
     objects::{Container, Kind, Store, containers_on},
     pki::{self, CertAndKey},
     say,
-    seam::{Caller, Sessions},
     server::{Server, stop_signal},
     tls,
     tokens::Tokens,
 };
-use tower_kube_streaming::upgrade::{Dialect, Refusal};
+use tower_kube_streaming::upgrade::{Caller, Dialect, Refusal, Sessions};
 
 /// A small kubelet that serves exec and attach.
 #[derive(Debug, Parser)]
@@ -137,7 +136,7 @@ fn router(store: Arc<Store>, streams: Stack, authenticator: Authenticator) -> Ro
 
 /// Lets administrators through, and words it as a kubelet otherwise (pkg/kubelet/server/server.go `InstallAuthFilter`).
 async fn admin(request: Request, next: Next) -> Response<Body> {
-    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
     if authz::is_admin(&caller) {
         return next.run(request).await;
     }

@@ -18,13 +18,12 @@ use support::{
     locate::Locate,
     objects::{Store, containers_on},
     patch, pki,
-    seam::Caller,
     tokens::{self, Tokens},
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_kube_streaming::upgrade::{Dialect, StreamOptions, Subresource, Target};
+use tower_kube_streaming::upgrade::{Caller, Dialect, StreamOptions, Subresource, Target};
 
 /// A directory of this test's own.
 fn dir(test: &str) -> PathBuf {
@@ -191,7 +190,7 @@ fn target(pod: &str, container: Option<&str>) -> Target {
         pod: pod.into(),
         uid: None,
         container: container.map(str::to_owned),
-        options: StreamOptions { stdout: true, command: vec!["a b".into()], ..StreamOptions::default() },
+        options: StreamOptions { stdout: true, command: vec!["date".into()], ..StreamOptions::default() },
         dialect: Dialect::ApiServer,
     }
 }
@@ -222,7 +221,7 @@ fn what_cannot_be_located_is_refused_in_upstreams_words() {
 fn the_only_container_is_meant_where_none_is_named() {
     let store = Arc::new(Store::from_manifests(&[file(&dir("only"), PODS)]).unwrap());
     let hop = Locate::new(store).hop(&target("one", None)).unwrap();
-    assert_eq!(hop.uri, "https://[::1]:10250/exec/default/one/c?command=a+b&output=1");
+    assert_eq!(hop.uri, "https://[::1]:10250/exec/default/one/c?command=date&output=1");
     assert!(!hop.speaks_websocket);
 }
 
@@ -314,7 +313,7 @@ async fn all_but_health_and_version_needs_a_name() {
 #[tokio::test]
 async fn a_certificate_counts_before_a_token() {
     let mut request = Request::get("/").header("authorization", "Bearer v-token").body(Body::empty()).unwrap();
-    let shown = Caller { name: "by-certificate".into(), ..Caller::default() };
+    let shown = Caller::new("by-certificate", ["ops"]);
     request.extensions_mut().insert(ClientCertificate(shown));
     assert_eq!(caller(&through(known("certificate"), request).await.unwrap()).0, "by-certificate");
 }

@@ -9,10 +9,10 @@ use axum::body::Body;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tower_http::auth::{AsyncAuthorizeRequest, AsyncRequireAuthorizationLayer};
-use tower_kube_streaming::upgrade::{Dialect, Refusal};
+use tower_kube_streaming::upgrade::{Caller, Dialect, Refusal};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::{Context, Error, seam::Caller, tokens::Tokens};
+use super::{Context, Error, tokens::Tokens};
 
 /// Request extension: who the connection's certificate, which TLS has verified, was made out to.
 #[derive(Clone, Debug)]
@@ -56,10 +56,7 @@ impl Authenticator {
             Who::Anybody if request.headers().contains_key(header::ORIGIN) => {
                 Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "browsers need a server with authentication"))
             }
-            Who::Anybody => {
-                let groups = vec!["system:masters".to_owned()];
-                Ok(Caller { name: "insecure".into(), groups, ..Caller::default() })
-            }
+            Who::Anybody => Ok(Caller::new("insecure", ["system:masters"])),
             Who::Known(tokens) => known(tokens, request)
                 .ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")),
         }
@@ -80,7 +77,7 @@ impl AsyncAuthorizeRequest<Body> for Authenticator {
             Ok(caller) => caller,
             Err(refusal) => return ready(Err(refusal.into_response(self.dialect))),
         };
-        if !caller.groups.iter().any(|group| group == "system:authenticated") {
+        if !caller.is_in("system:authenticated") {
             caller.groups.push("system:authenticated".into());
         }
         request.headers_mut().remove(header::AUTHORIZATION);
@@ -138,8 +135,8 @@ fn bearer_protocol(headers: &HeaderMap) -> Option<(String, HeaderValue)> {
 pub fn caller_of_certificate(der: &[u8]) -> Result<Caller, Error> {
     let (_, certificate) = X509Certificate::from_der(der).context("client certificate")?;
     let subject = certificate.subject();
-    let text = |value: Result<&str, _>| value.map(str::to_owned).context("client certificate");
     let name = subject.iter_common_name().next().ok_or("client certificate: no common name")?;
-    let groups = subject.iter_organization().map(|group| text(group.as_str())).collect::<Result<_, _>>()?;
-    Ok(Caller { name: text(name.as_str())?, uid: String::new(), groups })
+    let groups: Result<Vec<&str>, _> = subject.iter_organization().map(|group| group.as_str()).collect();
+    let what = "client certificate";
+    Ok(Caller::new(name.as_str().context(what)?, groups.context(what)?))
 }

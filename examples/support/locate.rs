@@ -4,12 +4,12 @@
 use std::{net::IpAddr, sync::Arc};
 
 use serde_json::Value;
-use tower_kube_streaming::upgrade::{Refusal, Subresource, Target};
-
-use super::{
-    objects::{Key, Store, items, text},
-    seam::{Hop, kubelet_path_and_query},
+use tower_kube_streaming::{
+    layers::Hop,
+    upgrade::{Refusal, Subresource, Target},
 };
+
+use super::objects::{Key, Store, items, text};
 
 /// kube-apiserver's own order (`--kubelet-preferred-address-types`).
 const PREFERRED: [&str; 5] = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
@@ -46,12 +46,13 @@ impl Locate {
         let node = self.store.get(&Key::node(node)).ok_or_else(|| Refusal::not_found("nodes", node))?;
         let authority = authority(&node)?;
         let scheme = if self.plain_http { "http" } else { "https" };
-        let uri = format!("{scheme}://{authority}{}", kubelet_path_and_query(&target));
+        // Not `Hop::kubelet`: the address came with a request and may be no address at all.
+        let uri = format!("{scheme}://{authority}{}", target.kubelet_path_and_query());
         let uri: http::Uri = uri.parse().map_err(|error| Refusal::internal(format!("invalid kubelet URL: {error}")))?;
         if self.plain_http && !is_loopback(&uri) {
             return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
         }
-        Ok(Hop { uri, speaks_websocket: false })
+        Ok(Hop::new(uri))
     }
 }
 

@@ -23,7 +23,6 @@ pub mod locate;
 pub mod objects;
 pub mod patch;
 pub mod pki;
-pub mod seam;
 pub mod server;
 pub mod table;
 pub mod tls;
@@ -38,11 +37,22 @@ use std::{
 };
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::{Request, Response};
-use tower::util::BoxCloneSyncService;
+use http_body_util::Full;
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 /// A streaming stack as the routers here mount it.
 pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Boxes a stack for a router.
+pub fn mounted<S>(stack: S) -> Stack
+where
+    S: Service<Request<Body>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>,
+    S: Clone + Send + Sync + 'static,
+{
+    Stack::new(stack.map_response(|response| response.map(Body::new)))
+}
 
 /// What ends an example before it is `ready`, with the sentence that is printed.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -21,12 +21,12 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use tower_kube_streaming::upgrade::Sessions;
 
 use super::{
     Context, Error,
     authn::{ClientCertificate, caller_of_certificate},
     say,
-    seam::Sessions,
 };
 
 /// Time for a TLS handshake.
@@ -35,9 +35,11 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(32);
 /// Bytes of a request head, as Go's servers allow.
 const HEAD_BYTES: usize = 1 << 20;
-/// Time for sessions to end in when the process is asked to stop: it exits within 30 s.
-const DRAIN: Duration = Duration::from_secs(29);
-/// The same for requests. Less: a peer that stops in the middle of a head is waiting for nothing.
+/// When the process is asked to stop: time for sessions to end by themselves, and then to tell their clients why they
+/// have to. It exits within 30 s.
+const PATIENCE: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(20);
+/// Time for requests to end. Short: a peer that stops in the middle of a head is waiting for nothing.
 const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: when descriptors run out, trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -113,9 +115,12 @@ impl Server {
         drop(self.listener);
         tracing::info!("stopping");
         let requests = async { timeout(DRAIN_REQUESTS, connections.shutdown()).await.is_ok() };
-        let (requests_ended, ()) = tokio::join!(requests, sessions.drain(DRAIN));
+        let (requests_ended, cut) = tokio::join!(requests, sessions.drain(PATIENCE, FAREWELL));
         if !requests_ended {
             tracing::warn!("requests were still open after {DRAIN_REQUESTS:?}");
+        }
+        if cut > 0 {
+            tracing::warn!(sessions = cut, "sessions were still open and have been cut");
         }
         Ok(())
     }

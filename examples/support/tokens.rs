@@ -4,7 +4,9 @@ use std::{collections::HashMap, fs, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use super::{Context, Error, random_hex, seam::Caller, write_private};
+use tower_kube_streaming::upgrade::Caller;
+
+use super::{Context, Error, random_hex, write_private};
 
 /// A line of the file.
 #[derive(Clone, Debug)]
@@ -36,8 +38,10 @@ fn parse(line: &str) -> Result<Token, &'static str> {
         return Err("token and user name must not be empty");
     }
     let groups = rest.first().map(String::as_str).unwrap_or_default();
-    let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned).collect();
-    Ok(Token { secret: secret.clone(), caller: Caller { name: name.clone(), uid: uid.clone(), groups } })
+    let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
+    let mut caller = Caller::new(name, groups);
+    caller.uid.clone_from(uid);
+    Ok(Token { secret: secret.clone(), caller })
 }
 
 /// CSV columns: a comma between quotes separates nothing, and two quotes in them are one.

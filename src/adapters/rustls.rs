@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use http::{Uri, uri::Scheme};
@@ -17,7 +16,6 @@ use pin_project::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -25,17 +23,16 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-/// Time for name lookup, TCP and TLS together, as Go's dialers allow for TCP alone.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::services::upgrade_proxy::{Connect, dial};
 
 /// Dials `https://host:port`, and `http://host:port` where that is allowed.
 ///
-/// Cheap to clone: all clones share one configuration and its session cache.
+/// The host, a name or an address, is what the certificate must be for. Cheap to clone: all clones share one
+/// configuration and its session cache.
 #[derive(Clone)]
 pub struct TlsConnect {
     connector: TlsConnector,
     plain_http: bool,
-    timeout: Duration,
 }
 
 impl TlsConnect {
@@ -44,7 +41,7 @@ impl TlsConnect {
     pub fn new(config: Arc<ClientConfig>) -> Self {
         let mut config = Arc::unwrap_or_clone(config);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { connector: Arc::new(config).into(), plain_http: false, timeout: CONNECT_TIMEOUT }
+        Self { connector: Arc::new(config).into(), plain_http: false }
     }
 
     /// Also dials `http://` URIs, without any protection. Off by default: a URI must not be able to turn TLS off.
@@ -53,83 +50,36 @@ impl TlsConnect {
         self.plain_http = true;
         self
     }
+}
 
-    /// Time for name lookup, TCP and TLS together. Default: 30 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
+impl Connect for TlsConnect {
+    type Io = TlsIo;
 
-    /// Opens a connection to the URI's host and port (443 or 80 where it names none). The host, a name or an address,
-    /// is what the certificate must be for.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` for a URI without host, with another scheme, or a plain one that was not allowed; `TimedOut`;
-    /// else what the network or rustls said, after `dial tcp ADDRESS: ` as Go words it.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future closes the connection.
-    pub async fn connect(&self, uri: &Uri) -> io::Result<TlsIo> {
-        let (host, port, tls) = self.destination(uri)?;
-        let dialed = timeout(self.timeout, self.dial(host, port, tls)).await;
-        dialed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
-            let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-            let kind = error.kind();
-            io::Error::new(kind, format!("dial tcp {address}: {}", in_words_of_go(&error)))
-        })
-    }
-
-    fn destination<'u>(&self, uri: &'u Uri) -> io::Result<(&'u str, u16, bool)> {
-        let tls = match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTPS => true,
-            Some(scheme) if *scheme == Scheme::HTTP && self.plain_http => false,
-            Some(scheme) if *scheme == Scheme::HTTP => {
-                return Err(invalid("plain http is not allowed to the next hop"));
-            }
-            _ => return Err(invalid("the next hop's URL has no scheme this dialer knows")),
-        };
-        let host = uri.host().ok_or_else(|| invalid("the next hop's URL has no host"))?;
-        // `http` leaves an IPv6 address in its brackets; neither lookup nor certificates know them.
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        Ok((host, uri.port_u16().unwrap_or(if tls { 443 } else { 80 }), tls))
-    }
-
-    async fn dial(&self, host: &str, port: u16, tls: bool) -> io::Result<TlsIo> {
-        let tcp = TcpStream::connect((host, port)).await?;
-        // Keystrokes go out one by one.
-        tcp.set_nodelay(true)?;
-        if !tls {
-            return Ok(TlsIo(Kind::Plain(tcp)));
+    async fn connect(&self, uri: Uri) -> io::Result<TlsIo> {
+        if uri.scheme() == Some(&Scheme::HTTP) && self.plain_http {
+            return Ok(TlsIo(Kind::Plain(dial(&uri, 80).await?)));
         }
-        let name = ServerName::try_from(host).map_err(|error| invalid(error.to_string()))?.to_owned();
+        if uri.scheme() != Some(&Scheme::HTTPS) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "only https is dialled with TLS"));
+        }
+        let name = server_name(&uri)?;
+        let tcp = dial(&uri, 443).await?;
         Ok(TlsIo(Kind::Tls(Box::new(self.connector.connect(name, tcp).await?))))
     }
 }
 
+/// Whom the certificate must name.
+fn server_name(uri: &Uri) -> io::Result<ServerName<'static>> {
+    let host = uri.host().unwrap_or_default();
+    // `http` leaves an IPv6 address in its brackets; certificates do not know them.
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let name = ServerName::try_from(host).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    Ok(name.to_owned())
+}
+
 impl fmt::Debug for TlsConnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConnect")
-            .field("plain_http", &self.plain_http)
-            .field("timeout", &self.timeout)
-            .finish_non_exhaustive()
-    }
-}
-
-fn invalid(message: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, message.into())
-}
-
-/// People look for these words, because the API server has always printed them.
-fn in_words_of_go(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
-        io::ErrorKind::HostUnreachable => "connect: no route to host".into(),
-        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".into(),
-        io::ErrorKind::TimedOut => "i/o timeout".into(),
-        _ => error.to_string(),
+        f.debug_struct("TlsConnect").field("plain_http", &self.plain_http).finish_non_exhaustive()
     }
 }
 
@@ -252,7 +202,7 @@ mod tests {
             io.shutdown().await.unwrap();
             alpn
         });
-        let mut io = connect.connect(&uri).await.unwrap();
+        let mut io = connect.connect(uri.clone()).await.unwrap();
         io.write_all(b"ping").await.unwrap();
         io.flush().await.unwrap();
         let mut all = Vec::new();
@@ -266,7 +216,7 @@ mod tests {
         let (listener, acceptor, connect) = server(&["elsewhere.example"]).await;
         let uri = uri("https", &listener);
         tokio::spawn(async move { acceptor.accept(listener.accept().await.unwrap().0).await.is_ok() });
-        let error = connect.connect(&uri).await.unwrap_err();
+        let error = connect.connect(uri.clone()).await.unwrap_err();
         assert!(error.to_string().contains("certificate"), "{error}");
     }
 
@@ -274,8 +224,8 @@ mod tests {
     async fn plain_http_is_dialed_only_where_allowed() {
         let (listener, _, connect) = server(&["127.0.0.1"]).await;
         let uri = uri("http", &listener);
-        assert_eq!(connect.connect(&uri).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        let mut io = connect.allow_plain_http().connect(&uri).await.unwrap();
+        assert_eq!(connect.connect(uri.clone()).await.unwrap_err().kind(), io::ErrorKind::Unsupported);
+        let mut io = connect.allow_plain_http().connect(uri).await.unwrap();
         let mut accepted = listener.accept().await.unwrap().0;
         io.write_all(b"plain").await.unwrap();
         let mut word = [0; 5];
@@ -289,26 +239,16 @@ mod tests {
         let uri = uri("https", &listener);
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = connect.connect(&uri).await.unwrap_err();
+        let error = connect.connect(uri.clone()).await.unwrap_err();
         assert_eq!(error.to_string(), format!("dial tcp {address}: connect: connection refused"));
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
-    #[tokio::test]
-    async fn a_server_that_never_shakes_hands_is_given_up() {
-        let (listener, _, connect) = server(&["127.0.0.1"]).await;
-        let error = connect.connect_timeout(Duration::from_millis(20)).connect(&uri("https", &listener)).await;
-        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
-    }
-
-    #[tokio::test]
-    async fn brackets_of_an_ipv6_address_are_taken_off() {
-        let (_, _, connect) = server(&["::1"]).await;
-        let uri: Uri = "https://[::1]:10250/".parse().unwrap();
-        assert_eq!(connect.destination(&uri).unwrap(), ("::1", 10250, true));
-        for bad in ["/only/a/path", "ftp://host/"] {
-            let error = connect.destination(&bad.parse().unwrap()).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        }
+    #[test]
+    fn brackets_of_an_ipv6_address_are_no_part_of_its_name() {
+        let name = |uri: &str| server_name(&uri.parse().unwrap());
+        assert_eq!(name("https://[::1]:10250/").unwrap(), ServerName::try_from("::1").unwrap());
+        assert_eq!(name("https://node-1:10250/").unwrap(), ServerName::try_from("node-1").unwrap());
+        assert_eq!(name("/no/host").unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }
