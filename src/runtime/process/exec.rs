@@ -1,0 +1,71 @@
+//! Runs one command on the streams of a session.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::{join, time::timeout};
+
+use super::{
+    copy::{drain, feed, follow_size},
+    group::Group,
+    spawn::{Recipe, Started},
+};
+use crate::{
+    BoxError,
+    remote_command::{Exit, Stdio},
+};
+
+/// What a hung-up terminal's processes have to save their work, and a killed one to disappear.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Starts the command and carries its streams until it has ended, its output too.
+///
+/// # Cancel safety
+///
+/// None: dropped, it kills the process group.
+pub(super) async fn run(recipe: &Recipe, stdio: Stdio) -> Result<Exit, BoxError> {
+    let Stdio { stdin, stdout, stderr, resize, gone } = stdio;
+    if gone.is_cancelled() {
+        return Err("the client was gone before the command started".into());
+    }
+    let size = resize.as_ref().and_then(|sizes| *sizes.borrow());
+    let started = recipe.spawn(size)?;
+    let Started { mut group, stdin: into, stdout: out, stderr: err, terminal, exited } = started;
+
+    let ended = async {
+        let leader = async {
+            let exit = group.exited().await;
+            exited.cancel();
+            exit
+        };
+        let (exit, (), ()) = join!(leader, drain(out, stdout), drain(err, stderr));
+        exit
+    };
+    tokio::select! {
+        biased;
+        () = gone.cancelled() => {}
+        exit = ended => {
+            group.release();
+            return Ok(exit?);
+        }
+        never = feed(stdin, into) => match never {},
+        never = follow_size(terminal, resize) => match never {},
+    }
+    // All our ends are closed by now: a terminal has hung up.
+    kill(group, recipe.tty).await
+}
+
+/// Ends a group whose client is gone, and tells how its leader ended.
+async fn kill(mut group: Group, on_terminal: bool) -> Result<Exit, BoxError> {
+    if on_terminal {
+        // An interactive shell passes the hang-up on to its jobs, which are groups of their own.
+        group.signal(Signal::HUP);
+        let _ = timeout(GRACE, group.exited()).await;
+    }
+    group.signal(Signal::KILL);
+    match timeout(GRACE, group.exited()).await {
+        Ok(exit) => Ok(exit?),
+        // In the kernel's hands; reaped in the background.
+        Err(_) => Err("the command does not end".into()),
+    }
+}
