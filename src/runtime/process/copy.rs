@@ -113,30 +113,25 @@ impl Writer {
 ///
 /// When the output is taken no more, a pipe is closed, as `| head` does. A terminal is read on, since closing it would
 /// be a hang-up, and that is for the session to decide.
-pub(super) async fn drain(source: Option<Source>, output: Option<Output>) {
+pub(super) async fn drain(source: &mut Option<Source>, output: Option<Output>) {
     let mut writer = output.map(Writer::new);
-    if let Some(mut source) = source {
-        let terminal = source.terminal;
-        loop {
-            let broken = match &mut writer {
-                None if source.next().await.is_none() => break,
-                None => continue,
-                Some(writer) => tokio::select! {
-                    biased;
-                    chunk = source.next() => match chunk {
-                        None => break,
-                        Some(chunk) => writer.write(chunk).await.err(),
-                    },
-                    error = writer.flush_idle() => Some(error),
+    while let Some(open) = source {
+        let broken = match &mut writer {
+            None if open.next().await.is_none() => break,
+            None => continue,
+            Some(writer) => tokio::select! {
+                biased;
+                chunk = open.next() => match chunk {
+                    None => break,
+                    Some(chunk) => writer.write(chunk).await.err(),
                 },
-            };
-            if let Some(error) = broken {
-                tracing::debug!(%error, "output is taken no more");
-                writer = None;
-                if !terminal {
-                    break;
-                }
-            }
+                error = writer.flush_idle() => Some(error),
+            },
+        };
+        if let Some(error) = broken {
+            tracing::debug!(%error, "output is taken no more");
+            writer = None;
+            source.take_if(|source| !source.terminal);
         }
     }
     if let Some(writer) = writer {
@@ -147,29 +142,24 @@ pub(super) async fn drain(source: Option<Source>, output: Option<Output>) {
 /// Copies what is typed to the process. Never returns: that input has ended does not end a session.
 ///
 /// When the process takes no more, the rest is thrown away, so that it does not stand in the way of other streams.
-pub(super) async fn feed(input: Option<Input>, mut stdin: Option<Stdin>) -> Infallible {
-    let Some(mut input) = input else {
-        // Held, not closed: nothing was said about its end.
-        let _stdin = stdin;
-        return pending().await;
-    };
+pub(super) async fn feed(input: Option<Input>, stdin: &mut Option<Stdin>) -> Infallible {
+    let Some(mut input) = input else { return pending().await };
     let mut buffer = Vec::with_capacity(CHUNK);
     loop {
         buffer.clear();
         match input.read_buf(&mut buffer).await {
             Ok(0) => break,
-            Ok(_) => feed_chunk(&mut stdin, &buffer).await,
+            Ok(_) => feed_chunk(stdin, &buffer).await,
             Err(error) => {
                 // Lost is not ended: the process must not take what came so far for all there is.
                 tracing::debug!(%error, "input lost");
-                let _stdin = stdin;
                 return pending().await;
             }
         }
     }
     drop(buffer);
-    if let Some(stdin) = stdin
-        && let Err(error) = stdin.end().await
+    if let Some(open) = stdin.take()
+        && let Err(error) = open.end().await
     {
         tracing::debug!(%error, "input not ended");
     }
@@ -188,7 +178,7 @@ pub(super) async fn feed_chunk(stdin: &mut Option<Stdin>, chunk: &[u8]) {
 
 /// Gives the terminal each new size; the latest wins. Never returns.
 pub(super) async fn follow_size(
-    terminal: Option<Terminal>,
+    terminal: &Option<Terminal>,
     sizes: Option<watch::Receiver<Option<TerminalSize>>>,
 ) -> Infallible {
     let (Some(terminal), Some(mut sizes)) = (terminal, sizes) else { return pending().await };

@@ -7,7 +7,6 @@ use tokio::{join, time::timeout};
 
 use super::{
     copy::{drain, feed, follow_size},
-    group::Group,
     spawn::{Recipe, Started},
 };
 use crate::{
@@ -30,7 +29,8 @@ pub(super) async fn run(recipe: &Recipe, stdio: Stdio) -> Result<Exit, BoxError>
     }
     let size = resize.as_ref().and_then(|sizes| *sizes.borrow());
     let started = recipe.spawn(size)?;
-    let Started { mut group, stdin: into, stdout: out, stderr: err, terminal, exited } = started;
+    // The group comes last, so that it is killed first if this is dropped: see `Started`.
+    let Started { stdin: mut into, stdout: mut out, stderr: mut err, terminal, exited, mut group } = started;
 
     let ended = async {
         let leader = async {
@@ -38,7 +38,7 @@ pub(super) async fn run(recipe: &Recipe, stdio: Stdio) -> Result<Exit, BoxError>
             exited.cancel();
             exit
         };
-        let (exit, (), ()) = join!(leader, drain(out, stdout), drain(err, stderr));
+        let (exit, (), ()) = join!(leader, drain(&mut out, stdout), drain(&mut err, stderr));
         exit
     };
     tokio::select! {
@@ -48,18 +48,14 @@ pub(super) async fn run(recipe: &Recipe, stdio: Stdio) -> Result<Exit, BoxError>
             group.release();
             return Ok(exit?);
         }
-        never = feed(stdin, into) => match never {},
-        never = follow_size(terminal, resize) => match never {},
+        never = feed(stdin, &mut into) => match never {},
+        never = follow_size(&terminal, resize) => match never {},
     }
-    // All our ends are closed by now: a terminal has hung up.
-    kill(group, recipe.tty).await
-}
-
-/// Ends a group whose client is gone, and tells how its leader ended.
-async fn kill(mut group: Group, on_terminal: bool) -> Result<Exit, BoxError> {
-    if on_terminal {
-        // An interactive shell passes the hang-up on to its jobs, which are groups of their own.
+    if recipe.tty {
+        // A closed terminal is a hang-up already, but only for its foreground. An interactive shell passes ours on to
+        // its jobs, which are groups of their own.
         group.signal(Signal::HUP);
+        drop((into, out, terminal));
         let _ = timeout(GRACE, group.exited()).await;
     }
     group.signal(Signal::KILL);

@@ -127,7 +127,8 @@ impl MainProcess {
 
     /// Carries the streams of one run until its end. Dropped, it kills the process group.
     async fn run(&self, started: Started) {
-        let Started { mut group, stdin, stdout, stderr, terminal, exited } = started;
+        // The group comes last, so that it is killed first if this is dropped: see `Started`.
+        let Started { mut stdin, mut stdout, mut stderr, terminal, exited, mut group } = started;
         let (typing, typed) = mpsc::channel(1);
         let live = Arc::new(Live {
             stdout: Fanout::default(),
@@ -146,12 +147,12 @@ impl MainProcess {
                 group.signal(Signal::KILL);
                 exit
             };
-            join!(leader, fan_out(stdout, &live.stdout), fan_out(stderr, &live.stderr)).0
+            join!(leader, fan_out(&mut stdout, &live.stdout), fan_out(&mut stderr, &live.stderr)).0
         };
         tokio::select! {
             exit = ended => tracing::debug!(?exit, "main process ended"),
-            never = take_typed(typed, stdin) => match never {},
-            never = follow_size(terminal, Some(self.size.subscribe())) => match never {},
+            never = take_typed(typed, &mut stdin) => match never {},
+            never = follow_size(&terminal, Some(self.size.subscribe())) => match never {},
         }
     }
 
@@ -299,8 +300,8 @@ impl Fanout {
     }
 }
 
-async fn fan_out(source: Option<Source>, fanout: &Fanout) {
-    if let Some(mut source) = source {
+async fn fan_out(source: &mut Option<Source>, fanout: &Fanout) {
+    if let Some(source) = source {
         while let Some(chunk) = source.next().await {
             fanout.send(chunk).await;
         }
@@ -329,9 +330,9 @@ async fn relay(stream: Option<(mpsc::Receiver<Bytes>, Output)>) {
 }
 
 /// Hands what is typed to the process; thrown away once it has closed its input.
-async fn take_typed(mut typed: mpsc::Receiver<Bytes>, mut stdin: Option<Stdin>) -> Infallible {
+async fn take_typed(mut typed: mpsc::Receiver<Bytes>, stdin: &mut Option<Stdin>) -> Infallible {
     while let Some(chunk) = typed.recv().await {
-        feed_chunk(&mut stdin, &chunk).await;
+        feed_chunk(stdin, &chunk).await;
     }
     pending().await
 }

@@ -38,6 +38,8 @@ pub(super) struct Recipe {
 }
 
 /// A started process and our ends of its streams.
+///
+/// The ends must not be closed before the group is killed: what reads its input would take it for complete.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) group: Group,

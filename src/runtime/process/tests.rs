@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
@@ -373,11 +375,13 @@ mod exec {
 
     #[tokio::test(start_paused = true)]
     async fn a_background_job_that_keeps_the_pipe_does_not_keep_the_session() {
+        // No limit on the waits here: with the time paused, theirs would be the next timer to fire.
         let mut client = start(&runtime(), &script("sleep 1000 & echo $!; exit 6")).await;
-        let job = client.pid().await;
+        let mut line = String::new();
+        client.stdout.read_line(&mut line).await.unwrap();
+        let job = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
         let began = tokio::time::Instant::now();
-        let (.., exit) = client.finish().await;
-        assert_eq!(exit, Ok(Exit::Code(6)));
+        assert_eq!(client.session.await.unwrap().unwrap(), Exit::Code(6));
         assert_eq!(began.elapsed().as_secs(), copy::QUIET.as_secs());
         assert!(runs(job), "as in a container, it lives on");
         rustix::process::kill_process(job, rustix::process::Signal::KILL).unwrap();
@@ -416,6 +420,41 @@ mod exec {
             ended(child).await;
             reaped(leader).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_client_went_never_takes_its_input_for_complete() {
+        let file = std::env::temp_dir().join(format!("complete-{}", std::process::id()));
+        for abort in [false, true].repeat(50) {
+            let asked = script(&format!("echo $$; cat; touch {}", file.display()));
+            let mut client = start(&runtime(), &asked).await;
+            let leader = client.pid().await;
+            if abort {
+                client.session.abort();
+                assert!(within(client.session).await.is_err());
+            } else {
+                client.gone.cancel();
+                assert_eq!(within(client.session).await.unwrap().unwrap(), Exit::Code(137));
+            }
+            reaped(leader).await;
+            assert!(!file.exists(), "aborted: {abort}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_still_gets_all_long_after_the_end() {
+        // No limit on the waits here either.
+        let mut client = start(&runtime(), &script("echo $$ >&2; head -c 60000 /dev/zero; exit 3")).await;
+        let mut line = String::new();
+        client.stderr.read_line(&mut line).await.unwrap();
+        let leader = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        if let Ok(fd) = pidfd_open(leader, PidfdFlags::empty()) {
+            let _ready = group::registered(fd).unwrap().readable().await.unwrap();
+        }
+        tokio::time::sleep(copy::QUIET * 10).await;
+        let mut out = Vec::new();
+        client.stdout.read_to_end(&mut out).await.unwrap();
+        assert_eq!((out.len(), client.session.await.unwrap().unwrap()), (60_000, Exit::Code(3)));
     }
 
     #[tokio::test]
@@ -518,24 +557,23 @@ mod attach {
 
     #[tokio::test]
     async fn one_who_detaches_leaves_the_process_and_the_others_running() {
-        let runtime = with(&["sh", "-c", "echo $$; while read line; do echo $$ $line; done"], false);
+        let runtime = with(&["sh", "-c", "while read line; do echo $$ $line; done"], false);
         let (mut one, mut two) = (start(&runtime, &plain()).await, start(&runtime, &plain()).await);
         one.type_in("1\n").await;
+        while !one.line().await.ends_with(" 1") {}
         two.type_in("2\n").await;
         let mut line = String::new();
-        while !line.ends_with("2") {
+        while !line.ends_with(" 2") {
             line = two.line().await;
         }
-        let pid: i32 = line.split(' ').next().unwrap().parse().unwrap();
         one.gone.cancel();
         assert_eq!(one.finish().await.2, Ok(Exit::Success));
         // Its input ends, which ends nothing.
-        let stdin = two.stdin.take();
-        drop(stdin);
+        two.stdin = None;
         let mut three = start(&runtime, &plain()).await;
         three.type_in("3\n").await;
-        assert_eq!(three.line().await, format!("{pid} 3"));
-        assert_eq!(two.line().await, if line.ends_with("1") { format!("{pid} 2") } else { format!("{pid} 3") });
+        let expected = line.replace(" 2", " 3");
+        assert_eq!((three.line().await, two.line().await), (expected.clone(), expected));
     }
 
     #[tokio::test]
@@ -598,9 +636,11 @@ mod attach {
 
     #[tokio::test]
     async fn the_slowest_who_is_attached_sets_the_pace_until_it_is_gone() {
-        let runtime = with(&["sh", "-c", "read line; head -c 1000000 /dev/zero; read line; exit 0"], false);
-        let (slow, mut quick) = (start(&runtime, &plain()).await, start(&runtime, &plain()).await);
-        // Both are attached once a second process is not: their input has arrived.
+        let command = "read line; echo $line; read line; head -c 1000000 /dev/zero; read line";
+        let runtime = with(&["sh", "-c", command], false);
+        let (mut slow, mut quick) = (start(&runtime, &plain()).await, start(&runtime, &plain()).await);
+        slow.type_in("attached\n").await;
+        assert_eq!(slow.line().await, "attached");
         quick.type_in("\n").await;
         let mut read = vec![0; 1_000_000];
         let all = tokio::select! {
