@@ -426,7 +426,7 @@ mod exec {
     async fn a_process_whose_client_went_never_takes_its_input_for_complete() {
         let file = std::env::temp_dir().join(format!("complete-{}", std::process::id()));
         for abort in [false, true].repeat(50) {
-            let asked = script(&format!("echo $$; cat; touch {}", file.display()));
+            let asked = script(&format!("echo $$; while read line; do :; done; : >{}", file.display()));
             let mut client = start(&runtime(), &asked).await;
             let leader = client.pid().await;
             if abort {
@@ -608,8 +608,10 @@ mod attach {
         let mut client = start(&runtime, &plain()).await;
         client.type_in("\n").await;
         let child = client.pid().await;
+        let began = std::time::Instant::now();
         assert_eq!(client.finish().await.2, Ok(Exit::Success));
         ended(child).await;
+        assert!(began.elapsed() < copy::QUIET, "it was killed at once, not left behind");
     }
 
     #[tokio::test]
@@ -642,14 +644,25 @@ mod attach {
         slow.type_in("attached\n").await;
         assert_eq!(slow.line().await, "attached");
         quick.type_in("\n").await;
-        let mut read = vec![0; 1_000_000];
-        let all = tokio::select! {
-            biased;
-            all = quick.stdout.read_exact(&mut read) => Some(all),
-            () = async { for _ in 0..10_000 { tokio::task::yield_now().await } } => None,
-        };
-        assert!(all.is_none(), "the slow one was left behind");
-        slow.gone.cancel();
+        let (mut zeros, mut buffer) = (0, vec![0; 64 * 1024]);
+        let mut yields = 0;
+        while zeros < 1_000_000 {
+            let read = tokio::select! {
+                biased;
+                read = quick.stdout.read(&mut buffer) => Some(read.unwrap()),
+                () = tokio::task::yield_now(), if yields < 10_000 => None,
+                () = tokio::time::sleep(LIMIT) => panic!("{zeros} bytes came"),
+            };
+            match read {
+                Some(read) => zeros += buffer[..read].iter().filter(|byte| **byte == 0).count(),
+                None => yields += 1,
+            }
+            if yields == 10_000 {
+                yields += 1;
+                assert!(zeros < 500_000, "the slow one was left behind");
+                slow.gone.cancel();
+            }
+        }
         within(slow.session).await.unwrap().unwrap();
         quick.type_in("\n").await;
         assert_eq!(quick.finish().await.2, Ok(Exit::Success));
