@@ -20,7 +20,7 @@
 //!     .layer(PermitAllLayer)
 //!     .layer(FeatureRoutingLayer::new(|asked: Arc<Target>| async move {
 //!         match &*asked.pod {
-//!             "demo" => Ok(Hop::kubelet("https://10.0.0.7:10250", &asked)),
+//!             "demo" => Hop::kubelet("https://10.0.0.7:10250", &asked),
 //!             other => Err(Refusal::not_found("pods", other)),
 //!         }
 //!     }))
@@ -47,7 +47,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
@@ -93,13 +93,18 @@ impl Hop {
 
     /// The kubelet at `base` (`https://host:port`), asked for `target`.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If `base` is no scheme and authority.
-    #[must_use]
-    pub fn kubelet(base: &str, target: &Target) -> Self {
-        let uri = format!("{base}{}", target.kubelet_path_and_query());
-        Self::new(uri.parse().expect("a base URL, and a path that is percent-encoded"))
+    /// 500 if `base` is no scheme and authority, 414 if the URL gets longer than 64 KiB: a command is percent-encoded.
+    pub fn kubelet(base: &str, target: &Target) -> Result<Self, Refusal> {
+        let uri: Uri = base.parse().map_err(|error| Refusal::internal(format!("bad address of a kubelet: {error}")))?;
+        let mut parts = uri.into_parts();
+        parts.path_and_query = Some(target.kubelet_path_and_query().parse().map_err(|_| {
+            Refusal::new(StatusCode::URI_TOO_LONG, "RequestURITooLong", "the command is too long for a URL")
+        })?);
+        let uri = Uri::from_parts(parts)
+            .map_err(|error| Refusal::internal(format!("bad address of a kubelet: {error}")))?;
+        Ok(Self::new(uri))
     }
 
     /// Says whether the hop speaks WebSocket itself.
