@@ -26,12 +26,13 @@ use support::{
     pki::{self, CertAndKey},
     say,
     server::{Server, stop_signal},
+    stack::process_kubelet,
     tls, tokens,
 };
 use tower_kube_streaming::{
     adapters::rustls::TlsConnect,
     layers::danger::PermitAllLayer,
-    services::{ApiServer, UpgradeProxy},
+    services::{ApiServer, InProcess, UpgradeProxy},
     upgrade::{Dialect, Sessions, Target},
 };
 
@@ -93,12 +94,9 @@ fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
     match next {
         Next::Kubelets(connect) => mounted(ApiServer::new(sessions, authorize, resolve, UpgradeProxy::new(connect))),
         Next::InProcess(store) => {
-            drop(containers_on(&store, DEMO_NODE));
-            Stack::new(tower::service_fn(async |_request| {
-                let refusal =
-                    tower_kube_streaming::upgrade::Refusal::new(http::StatusCode::NOT_IMPLEMENTED, "", "streams");
-                Ok(refusal.into_response(Dialect::ApiServer))
-            }))
+            // The kubelet's sessions are counted and drained with ours.
+            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone());
+            mounted(ApiServer::new(sessions, authorize, resolve, InProcess::new(kubelet)))
         }
     }
 }

@@ -24,11 +24,12 @@ use serde_json::json;
 use support::{
     Error, Stack,
     authn::Authenticator,
-    authz, log_to_stderr,
-    objects::{Container, Kind, Store, containers_on},
+    authz, log_to_stderr, mounted,
+    objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
     say,
     server::{Server, stop_signal},
+    stack::process_kubelet,
     tls,
     tokens::Tokens,
 };
@@ -70,13 +71,6 @@ enum RuntimeEndpoint {
     Process,
 }
 
-/// The streaming stack of a kubelet.
-fn stack(_containers: Vec<Container>, _sessions: Sessions) -> Stack {
-    Stack::new(tower::service_fn(async |_request| {
-        Ok(Refusal::new(StatusCode::NOT_IMPLEMENTED, "", "streams").into_response(Dialect::Kubelet))
-    }))
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -110,7 +104,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
         Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
     let sessions = Sessions::default();
-    let streams = stack(containers, sessions.clone());
+    let streams = mounted(process_kubelet(containers, sessions.clone()));
     let service = router(store, streams, authenticator);
 
     say(format_args!("listening on {}", server.url()?));

@@ -7,6 +7,7 @@
 //! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
 //! | `authn`, `authz` | who is it; may they |
 //! | `objects`, `patch`, `locate` | Nodes and Pods in memory; changes to them; from a pod to its kubelet's URL |
+//! | `stack` | the kubelet's streaming stack over processes of this host |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
@@ -24,6 +25,7 @@ pub mod objects;
 pub mod patch;
 pub mod pki;
 pub mod server;
+pub mod stack;
 pub mod table;
 pub mod tls;
 pub mod tokens;

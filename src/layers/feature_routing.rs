@@ -102,8 +102,8 @@ impl Hop {
         parts.path_and_query = Some(target.kubelet_path_and_query().parse().map_err(|_| {
             Refusal::new(StatusCode::URI_TOO_LONG, "RequestURITooLong", "the command is too long for a URL")
         })?);
-        let uri = Uri::from_parts(parts)
-            .map_err(|error| Refusal::internal(format!("bad address of a kubelet: {error}")))?;
+        let uri =
+            Uri::from_parts(parts).map_err(|error| Refusal::internal(format!("bad address of a kubelet: {error}")))?;
         Ok(Self::new(uri))
     }
 

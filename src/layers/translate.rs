@@ -44,7 +44,7 @@ use tower::{Layer, Service};
 
 use super::Hop;
 use crate::{
-    remote_command::{Version, relay},
+    remote_command::{Version, over_websocket::refuse_handshake, relay},
     upgrade::{Dialect, Pending, Permit, Refusal, Subresource, Target, is_upgrade, is_websocket, take, upgrade_names},
     websocket::handshake,
 };
@@ -96,7 +96,7 @@ where
         let Some(target) = adapts(&request) else { return ResponseFuture::inner(self.inner.call(request), None) };
         let accept = match handshake::check_request(request.method(), request.version(), request.headers()) {
             Ok(key) => handshake::accept_key(key),
-            Err(bad) => return ResponseFuture::refused(bad_handshake(bad, target.dialect)),
+            Err(bad) => return ResponseFuture::refused(refuse_handshake(bad, target.dialect)),
         };
         let Some(client) = take(request.extensions_mut()) else {
             return ResponseFuture::inner(self.inner.call(request), None);
@@ -104,13 +104,6 @@ where
         to_spdy(&mut request);
         ResponseFuture::inner(self.inner.call(request), Some(Client { side: client, accept, target }))
     }
-}
-
-/// What RFC 6455 section 4.2.2 says to a request that is no handshake.
-fn bad_handshake<R: From<Bytes>>(bad: handshake::RequestError, dialect: Dialect) -> Response<R> {
-    let mut response = Refusal::new(bad.status(), "BadRequest", bad.to_string()).into_response(dialect);
-    response.headers_mut().insert(SEC_WEBSOCKET_VERSION, handshake::VERSION);
-    response
 }
 
 /// The permitted target, if this request is one to translate.

@@ -1,5 +1,6 @@
 //! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
 
+pub(crate) mod over_spdy;
 pub mod over_websocket;
 pub(crate) mod passthrough;
 pub(crate) mod relay;

@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,11 +23,16 @@ use http::{
     request,
 };
 use http_body_util::Full;
+use tokio::time::timeout;
 use tower::Service;
 
 use super::upgrade_proxy::upgrade_required;
 use crate::{
-    remote_command::{Version, over_spdy, over_websocket},
+    BoxError,
+    remote_command::{
+        Exit, Stdio, Version, over_spdy,
+        over_websocket::{self, WsProtocol, refuse_handshake},
+    },
     runtime::{Runtime, Session},
     upgrade::{Dialect, Refusal, Subresource, accept, is_upgrade, is_websocket, list, permitted, upgrade_names},
     websocket::handshake,
@@ -34,9 +40,11 @@ use crate::{
 
 type Answer = Response<Full<Bytes>>;
 
+/// Longest wait for a terminal's first size; a client that tells none gets its process all the same.
+const FIRST_SIZE: Duration = Duration::from_millis(500);
+
 const X_STREAM_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-const X_ACCEPTED_STREAM_PROTOCOL_VERSIONS: HeaderName =
-    HeaderName::from_static("x-accepted-stream-protocol-versions");
+const X_ACCEPTED_STREAM_PROTOCOL_VERSIONS: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 
 /// Runs a stream here. See the [module docs](self).
 pub struct StreamingServer<R> {
@@ -77,7 +85,7 @@ impl<R: Runtime> StreamingServer<R> {
             return Err(refuse(Refusal::bad_request("port-forward is not served here")));
         }
         let carrier = if is_websocket(&request.headers) {
-            self.negotiate_websocket(&request)?
+            self.negotiate_websocket(&request, dialect)?
         } else {
             self.negotiate_spdy(&request.headers, dialect)?
         };
@@ -88,10 +96,11 @@ impl<R: Runtime> StreamingServer<R> {
             let options = &target.options;
             match carrier {
                 Carrier::Spdy(version) => {
-                    over_spdy::serve(io, version, options, drain, |stdio| session.run(stdio)).await
+                    over_spdy::serve(io, version, options, drain, |stdio| run(session, stdio)).await
                 }
                 Carrier::WebSocket { protocol, .. } => {
-                    over_websocket::serve(io, protocol, options, drain, |stdio| session.run(stdio)).await
+                    let limits = over_websocket::Limits::default();
+                    over_websocket::serve(io, protocol, options, limits, drain, |stdio| run(session, stdio)).await
                 }
             }
         });
@@ -99,18 +108,21 @@ impl<R: Runtime> StreamingServer<R> {
     }
 
     /// RFC 6455 section 4.2, then the first offer that is served here.
-    fn negotiate_websocket(&self, request: &request::Parts) -> Result<Carrier, Answer> {
-        let accept = handshake::check(&request.method, request.version, &request.headers)
-            .map_err(|bad| bad.into_response())?;
+    fn negotiate_websocket(&self, request: &request::Parts, dialect: Dialect) -> Result<Carrier, Answer> {
+        let key = handshake::check_request(&request.method, request.version, &request.headers)
+            .map_err(|bad| refuse_handshake(bad, dialect))?;
+        let accept = handshake::accept_key(key);
         let mut offers = list(&request.headers, SEC_WEBSOCKET_PROTOCOL).peekable();
         if offers.peek().is_none() {
-            return Ok(Carrier::WebSocket { protocol: over_websocket::Protocol::None, accept });
+            return Ok(Carrier::WebSocket { protocol: WsProtocol::Unnamed, accept });
         }
-        let served = |protocol: &over_websocket::Protocol| self.v5 || protocol.version() != Version::V5;
-        match offers.find_map(|offer| over_websocket::Protocol::from_name(offer).filter(served)) {
+        let served = |protocol: &WsProtocol| self.v5 || protocol.version() != Version::V5;
+        match offers.find_map(|offer| WsProtocol::from_name(offer).filter(served)) {
             Some(protocol) => Ok(Carrier::WebSocket { protocol, accept }),
-            None => Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol")
-                .into_response(Dialect::Kubelet)),
+            None => {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol")
+                    .into_response(dialect))
+            }
         }
     }
 
@@ -136,9 +148,7 @@ impl<R: Runtime> StreamingServer<R> {
             );
             let mut response: Answer = Refusal::new(StatusCode::FORBIDDEN, "Forbidden", why).into_response(dialect);
             for name in names {
-                response
-                    .headers_mut()
-                    .append(X_ACCEPTED_STREAM_PROTOCOL_VERSIONS, HeaderValue::from_static(name));
+                response.headers_mut().append(X_ACCEPTED_STREAM_PROTOCOL_VERSIONS, HeaderValue::from_static(name));
             }
             return Err(response);
         };
@@ -149,10 +159,19 @@ impl<R: Runtime> StreamingServer<R> {
     }
 }
 
+/// Runs the session. A terminal's first size is waited for a moment, so that a program that asks for it at once is told
+/// the right one: clients send it right behind the `101`.
+async fn run<S: Session>(session: S, mut stdio: Stdio) -> Result<Exit, BoxError> {
+    if let Some(sizes) = &mut stdio.resize {
+        let _ = timeout(FIRST_SIZE, sizes.wait_for(Option::is_some)).await;
+    }
+    session.run(stdio).await
+}
+
 /// What carries the session, as negotiated.
 enum Carrier {
     Spdy(Version),
-    WebSocket { protocol: over_websocket::Protocol, accept: HeaderValue },
+    WebSocket { protocol: WsProtocol, accept: HeaderValue },
 }
 
 impl Carrier {
@@ -170,8 +189,8 @@ impl Carrier {
                 headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
                 headers.insert(SEC_WEBSOCKET_ACCEPT, accept.clone());
                 // Without an offer there is nothing to echo; upstream's empty header upsets strict clients.
-                if let Some(name) = protocol.name() {
-                    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+                if *protocol != WsProtocol::Unnamed {
+                    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name()));
                 }
             }
         }

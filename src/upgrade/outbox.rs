@@ -230,7 +230,7 @@ impl Outbox {
 
     /// The batch to fill, which is empty: callers fill it only when everything before was written.
     pub(crate) fn batch(&mut self) -> &mut Batch {
-        debug_assert!(self.batch.pieces.is_empty(), "a batch is filled only when the one before is written");
+        debug_assert!(self.batch.buffer.is_none(), "a batch is filled only when the one before is written");
         &mut self.batch
     }
 

@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::{Response, header::SEC_WEBSOCKET_VERSION};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +26,12 @@ use self::session::Session;
 use super::{Exit, Stdio, Version};
 use crate::{
     BoxError,
-    upgrade::{Report, StreamOptions},
-    websocket::{self, channel::Encoding},
+    upgrade::{Dialect, Refusal, Report, StreamOptions},
+    websocket::{
+        self,
+        channel::Encoding,
+        handshake::{self, RequestError},
+    },
 };
 
 /// A subprotocol of remote command over WebSocket. There never were a v2 and a v3.
@@ -175,4 +181,11 @@ where
         .await;
         session.into_report()
     }
+}
+
+/// What RFC 6455, 4.2.2 says to a request that is no handshake.
+pub(crate) fn refuse_handshake<R: From<Bytes>>(bad: RequestError, dialect: Dialect) -> Response<R> {
+    let mut response = Refusal::new(bad.status(), "BadRequest", bad.to_string()).into_response(dialect);
+    response.headers_mut().insert(SEC_WEBSOCKET_VERSION, handshake::VERSION);
+    response
 }

@@ -19,3 +19,4 @@ mod service;
 pub(crate) use connect::dial;
 pub use connect::{Connect, TcpConnect};
 pub use service::UpgradeProxy;
+pub(super) use service::upgrade_required;

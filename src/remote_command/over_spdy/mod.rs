@@ -1,0 +1,217 @@
+//! Remote command over SPDY, the server's side: one stream each for error, stdin, stdout, stderr and resize.
+//!
+//! The client creates the streams. Each that the options ask for must come exactly once; others are refused. Then the
+//! order is the same on every path: all output, then its FIN, then the status and its FIN, then GOAWAY.
+
+mod streams;
+
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    join, select,
+    sync::watch,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::streams::{Count, Streams, gather, input, output};
+use super::{Exit, Stdio, TerminalSize, Version, resize::ResizeDecoder, status};
+use crate::{
+    BoxError,
+    spdy::{
+        self,
+        connection::{Config, Handle, Incoming},
+        frame::ResetCode,
+        stream::{ReadHalf, WriteHalf},
+    },
+    upgrade::{End, Report, StreamOptions},
+};
+
+/// Longest wait for all streams: 30 s, as `DefaultStreamCreationTimeout` upstream.
+const CREATION: Duration = Duration::from_secs(30);
+
+/// How long a process is waited for when its client has gone.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A session in which no payload moved this long is over: 4 h, upstream's default. Pings do not count.
+const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+
+/// Runs a session on a connection whose `101` has been sent.
+///
+/// `run` gets the streams that `options` ask for. Everything is polled here, so that it needs no task of its own. When
+/// `drain` fires the session ends with a failure that says so.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the connection and what `run` returned.
+pub(crate) async fn serve<Io, F, Fut>(
+    io: Io,
+    version: Version,
+    options: &StreamOptions,
+    drain: CancellationToken,
+    run: F,
+) -> Report
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    F: FnOnce(Stdio) -> Fut,
+    Fut: Future<Output = Result<Exit, BoxError>>,
+{
+    let (mut incoming, handle, connection) = spdy::connection::server(io, Config::new());
+    let session = async {
+        let mut streams = Streams::default();
+        let collected = timeout(CREATION, gather(&mut incoming, version, options, &mut streams)).await;
+        let report = match collected {
+            Ok(true) => Session { version, streams, incoming, handle: &handle }.run(options, drain, run).await,
+            Ok(false) => Report::new(End::ClientGone, "the client went away before it had created its streams"),
+            Err(_) => {
+                let why = "timed out waiting for the client to create streams";
+                if let Some(error) = streams.error.take() {
+                    let (_, mut error) = error.into_split();
+                    tell(&mut error, &status::encode_failure(version, why)).await;
+                }
+                Report::new(End::Error, why)
+            }
+        };
+        handle.close();
+        report
+    };
+    // What the connection says of its own end is told by the streams already.
+    let (mut report, _) = join!(session, connection);
+    report.protocol_in = version.name().into();
+    report
+}
+
+struct Session<'a> {
+    version: Version,
+    streams: Streams,
+    incoming: Incoming,
+    handle: &'a Handle,
+}
+
+impl Session<'_> {
+    async fn run<F, Fut>(self, options: &StreamOptions, drain: CancellationToken, run: F) -> Report
+    where
+        F: FnOnce(Stdio) -> Fut,
+        Fut: Future<Output = Result<Exit, BoxError>>,
+    {
+        let Self { version, streams, mut incoming, handle } = self;
+        let (count_in, count_out) = (Count::default(), Count::default());
+        let gone = CancellationToken::new();
+        // Fired on every way out, so that no process outlives its session.
+        let _gone = gone.clone().drop_guard();
+        let mut stdio = Stdio::new(gone.clone());
+        stdio.stdin = streams.stdin.map(|stream| input(stream, &count_in));
+        let (stdout, stdout_end) = output(streams.stdout, &count_out);
+        let (stderr, stderr_end) = output(streams.stderr, &count_out);
+        stdio.stdout = stdout;
+        stdio.stderr = stderr;
+        let (size, sizes) = watch::channel(None);
+        stdio.resize = options.tty.then_some(sizes);
+        let (_, mut error) = streams.error.expect("gathered").into_split();
+        let (resize, _resize) = streams.resize.map(spdy::stream::Stream::into_split).unzip();
+
+        let mut run = pin!(run(stdio));
+        let ended = select! {
+            biased;
+            result = &mut run => Ended::Ran(result),
+            _ = handle.closed() => Ended::ClientGone,
+            () = drain.cancelled() => Ended::Failed("the server is shutting down"),
+            () = idle(&count_in, &count_out) => Ended::Failed("nothing was sent for 4 hours"),
+            () = refuse(&mut incoming) => Ended::ClientGone,
+            () = resize_from(resize, size) => Ended::ClientGone,
+        };
+        let ran = match ended {
+            Ended::Ran(result) => Ok(result),
+            Ended::ClientGone => {
+                gone.cancel();
+                let _ = timeout(GRACE, run.as_mut()).await;
+                Err((End::ClientGone, "the client went away"))
+            }
+            Ended::Failed(why) => {
+                gone.cancel();
+                let _ = timeout(GRACE, run.as_mut()).await;
+                Err((End::Error, why))
+            }
+        };
+
+        // Data and FIN before the status, whatever the runtime did with its ends.
+        stdout_end.finish().await;
+        stderr_end.finish().await;
+        let (end, cause) = match ran {
+            Ok(result) => {
+                let told = tell(&mut error, &status::encode(version, &result)).await;
+                match result {
+                    _ if !told => (End::ClientGone, "the client went away before it had the status".into()),
+                    Ok(Exit::Success) => (End::Success, "the command ended".into()),
+                    Ok(Exit::Code(code)) => (End::ExitCode(code), "the command ended".into()),
+                    Err(_) => (End::Error, "the runtime could not run the command".into()),
+                }
+            }
+            Err((end, why)) => {
+                tell(&mut error, &status::encode_failure(version, why)).await;
+                (end, std::borrow::Cow::Borrowed(why))
+            }
+        };
+        let mut report = Report::new(end, cause);
+        report.bytes_in = count_in.get();
+        report.bytes_out = count_out.get();
+        report
+    }
+}
+
+enum Ended {
+    Ran(Result<Exit, BoxError>),
+    ClientGone,
+    Failed(&'static str),
+}
+
+/// Writes the status and FIN. Whether the client's connection took it.
+async fn tell(error: &mut WriteHalf, status: &str) -> bool {
+    error.write_all(status.as_bytes()).await.is_ok() && error.shutdown().await.is_ok()
+}
+
+/// Refuses what comes beyond the session's streams; never returns while the connection lives.
+async fn refuse(incoming: &mut Incoming) {
+    while let Some(stream) = incoming.accept().await {
+        tracing::debug!(stream.id = %stream.id(), "a stream too many refused");
+        stream.refuse(ResetCode::REFUSED_STREAM);
+    }
+    // The connection's end is told by its handle.
+    pending().await
+}
+
+/// Tells the terminal's sizes; never returns.
+async fn resize_from(stream: Option<ReadHalf>, size: watch::Sender<Option<TerminalSize>>) {
+    let mut decoder = ResizeDecoder::default();
+    if let Some(mut stream) = stream {
+        let mut buf = [0; 256];
+        while let Ok(read @ 1..) = stream.read(&mut buf).await {
+            if let Some(latest) = decoder.push(&buf[..read]) {
+                size.send_replace(Some(latest));
+            }
+        }
+    }
+    pending().await
+}
+
+/// Returns when neither direction carried payload for [`IDLE`], to a minute.
+async fn idle(count_in: &Count, count_out: &Count) {
+    let minute = Duration::from_secs(60);
+    let mut ticks = interval(minute);
+    let mut quiet = Duration::ZERO;
+    let mut last = (0, 0);
+    while quiet <= IDLE {
+        ticks.tick().await;
+        let now = (count_in.get(), count_out.get());
+        quiet = if now == last { quiet + minute } else { Duration::ZERO };
+        last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests;
