@@ -1,6 +1,7 @@
 //! SPDY/3.1 as Kubernetes speaks it: the client and the server role, spoken by moby/spdystream on the other side.
 //!
-//! The core has no I/O and holds no payload: [`codec`], [`frame`] and [`header_block`] turn bytes into frames and back.
+//! The core has no I/O and holds no payload: [`codec`], [`frame`] and [`header_block`] turn bytes into frames and back,
+//! and [`session`] knows the streams.
 //!
 //! There is no flow control: nobody in Kubernetes sends WINDOW_UPDATE, and honouring the 64 KiB default would deadlock
 //! against all of it.
@@ -12,6 +13,7 @@ mod dictionary;
 mod error;
 pub mod frame;
 pub mod header_block;
+pub mod session;
 mod zlib;
 
 pub use error::Error;
