@@ -251,17 +251,14 @@ impl Session {
             };
         }
         self.next_peer = stream.get() + 2;
-        if fin && unidirectional {
-            self.queue.push(Control::Rst(stream, ResetCode::PROTOCOL_ERROR));
-            return Ok(());
-        }
         // spdystream ignores streams behind a GOAWAY, and their openers wait for 30 s. A refusal ends the waiting.
-        if self.sent_goaway || self.got_goaway || self.streams.len() >= self.limits.streams {
+        // Nobody in Kubernetes opens a unidirectional stream.
+        if unidirectional || self.sent_goaway || self.got_goaway || self.streams.len() >= self.limits.streams {
             self.queue.push(Control::Rst(stream, ResetCode::REFUSED_STREAM));
             return Ok(());
         }
         self.last_taken = Some(stream);
-        self.streams.insert(stream, StreamState::offered(fin, unidirectional));
+        self.streams.insert(stream, StreamState::offered(fin));
         self.events.push_back(Event::Opened { stream, headers });
         if fin {
             self.events.push_back(Event::Finished(stream));

@@ -23,7 +23,7 @@ pub(super) enum Send {
     /// The peer opened the stream, and this side has not replied: no DATA, no FIN.
     Offered,
     Open,
-    /// FIN is out, or the peer wants nothing.
+    /// FIN is out.
     Finished,
 }
 
@@ -101,12 +101,9 @@ pub(super) enum Notice {
 impl StreamState {
     pub(super) const OPENING: Self = Self { send: Send::Opening, recv: Recv::Open };
 
-    /// A stream that the peer opened with these flags.
-    pub(super) fn offered(fin: bool, unidirectional: bool) -> Self {
-        Self {
-            send: if unidirectional { Send::Finished } else { Send::Offered },
-            recv: if fin { Recv::Finished } else { Recv::Open },
-        }
+    /// A stream that the peer opened, perhaps with FIN.
+    pub(super) fn offered(fin: bool) -> Self {
+        Self { send: Send::Offered, recv: if fin { Recv::Finished } else { Recv::Open } }
     }
 
     /// Only the peer could still do something, and nobody cares.
@@ -124,7 +121,6 @@ impl StreamState {
                     self.send = Send::Open;
                     Output { control: Some(Answer::Reply), ..Output::default() }
                 }
-                // `Finished`: the stream is unidirectional and has no reply.
                 Send::Opening | Send::Open | Send::Finished => Output::default(),
             },
             Input::SendFin => match self.send {
