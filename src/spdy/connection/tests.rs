@@ -668,3 +668,48 @@ async fn a_failed_write_does_not_lose_what_had_come() {
     assert_eq!(stream.ended(), Some(RecvEnd::Fin));
     assert!(task.await.unwrap().unwrap_err().is_lost());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn over_tcp_and_threads_every_byte_arrives_and_both_ends_close_in_order() {
+    const LEN: usize = 4 << 20;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server_task = tokio::spawn(async move {
+        let (mut incoming, handle, connection) = server(listener.accept().await.unwrap().0, Config::new());
+        let task = tokio::spawn(connection);
+        let mut echoes = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let stream = incoming.accept().await.unwrap();
+            stream.reply();
+            let (mut read, mut write) = stream.into_split();
+            echoes.spawn(async move {
+                assert_eq!(tokio::io::copy(&mut read, &mut write).await.unwrap(), LEN as u64);
+                write.shutdown().await.unwrap();
+            });
+        }
+        echoes.join_all().await;
+        handle.close();
+        task.await.unwrap()
+    });
+    let (handle, connection) = client(tokio::net::TcpStream::connect(address).await.unwrap(), Config::new());
+    let client_task = tokio::spawn(connection);
+    let mut streams = tokio::task::JoinSet::new();
+    for number in 0..8u8 {
+        let (mut read, mut write) = handle.open(&[]).await.unwrap().into_split();
+        streams.spawn(async move {
+            for chunk in 0..LEN / 4096 {
+                write.write_all(&[number ^ chunk as u8; 4096]).await.unwrap();
+            }
+            write.shutdown().await.unwrap();
+        });
+        streams.spawn(async move {
+            let bytes = read_all(&mut read).await;
+            assert_eq!(bytes.len(), LEN);
+            assert!(bytes.chunks(4096).enumerate().all(|(chunk, bytes)| bytes == [number ^ chunk as u8; 4096]));
+            assert_eq!(read.ended(), Some(RecvEnd::Fin));
+        });
+    }
+    streams.join_all().await;
+    client_task.await.unwrap().unwrap();
+    server_task.await.unwrap().unwrap();
+}
