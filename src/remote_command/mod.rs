@@ -1,5 +1,7 @@
 //! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
 
+pub(crate) mod passthrough;
+pub(crate) mod relay;
 mod resize;
 pub mod status;
 mod stdio;

@@ -1,10 +1,32 @@
-//! HTTP upgrades, knowing no subprotocol: what is asked ([`Target`]), what was allowed ([`Permit`]), why it is refused
-//! ([`Refusal`]), and the two byte streams that are left when a request has been answered with `101` ([`Io`]).
+//! HTTP upgrades, knowing no subprotocol.
+//!
+//! What is asked ([`Target`], [`StreamRequest`]), by whom ([`Caller`]), what was allowed ([`Permit`]), why it is refused
+//! ([`Refusal`]); and, once a request has been answered with `101`, the two byte streams that are left ([`Io`]).
+//!
+//! # Who carries which side
+//!
+//! The client's side of an upgrade rides in the request, the leaf's side in the `101`. A leaf uses the client's side if
+//! the request still has it ([`accept`]); else it returns its own side in the response. A layer that adapts takes the
+//! client's side out of the request ([`take`]), takes the leaf's side out of the response, and joins the two.
 
+pub(crate) mod buffer;
+mod caller;
+mod grammar;
+mod headers;
+mod io;
+pub(crate) mod outbox;
+mod permit;
 mod refusal;
 mod report;
+mod session;
 mod target;
 
+pub use caller::Caller;
+pub(crate) use headers::{is_upgrade, is_websocket, list, upgrade_names};
+pub use io::{Io, Pending, accept, take};
+pub(crate) use permit::permitted;
+pub use permit::{Permit, StreamRequest};
 pub use refusal::Refusal;
 pub use report::{End, Report};
+pub use session::{Session, Sessions};
 pub use target::{Dialect, StreamOptions, Subresource, Target};

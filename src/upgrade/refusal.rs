@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 /// A cause that makes a request fail before its `101`.
 ///
-/// Rendered as a Kubernetes `Status` at an API server, as plain text at a kubelet or runtime.
+/// Rendered as a Kubernetes `Status` at an API server, as plain text at a kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     code: StatusCode,
@@ -69,7 +69,7 @@ impl Refusal {
     pub fn into_response<R: From<Bytes>>(self, dialect: Dialect) -> Response<R> {
         let (kind, body) = match dialect {
             Dialect::ApiServer => ("application/json", self.status_json()),
-            Dialect::Kubelet | Dialect::Runtime => ("text/plain; charset=utf-8", self.message + "\n"),
+            Dialect::Kubelet => ("text/plain; charset=utf-8", self.message + "\n"),
         };
         let mut response = Response::new(R::from(Bytes::from(body)));
         *response.status_mut() = self.code;

@@ -38,8 +38,6 @@ pub enum Dialect {
     ApiServer,
     /// `/exec/{ns}/{pod}[/{uid}]/{container}?input=1`; refusals are plain text.
     Kubelet,
-    /// `/exec/{token}` of a CRI streaming server; refusals are plain text.
-    Runtime,
 }
 
 /// Which streams a session has, and what it runs.
@@ -66,7 +64,7 @@ pub struct Target {
     pub subresource: Subresource,
     /// Namespace of the pod.
     pub namespace: String,
-    /// Name of the pod; the token in [`Dialect::Runtime`].
+    /// Name of the pod.
     pub pod: String,
     /// UID of the pod, where the URL names one.
     pub uid: Option<String>,

@@ -1,0 +1,174 @@
+//! Knows whether a SPDY exec or attach has had its status.
+
+use super::splitter::{Found, Splitter, Then};
+use crate::{
+    remote_command::{
+        Exit, Version,
+        status::{self, MAX_STATUS, Outcome},
+    },
+    spdy::{
+        Error,
+        codec::{Decoder, Event, HeaderMode, Limits},
+        frame::{self, ResetCode, StreamId},
+    },
+    upgrade::{End, outbox::Outbox},
+};
+
+/// A control frame's first word: version 3, type 7.
+const GOAWAY: u32 = 0x8003_0007;
+const RST_STREAM: u32 = 0x8003_0003;
+const SYN_STREAM: u32 = 0x8003_0001;
+const PING: u32 = 0x8003_0006;
+
+/// Our pings: odd as a client's, and far from where clients count.
+const OUR_PING: u32 = 0x7fff_ff01;
+
+/// Ticks of silence before upstream is asked, and before it is dead: 10 s and 60 s.
+const PING_AFTER: u32 = 2;
+const DEAD_AFTER: u32 = 12;
+
+/// What to do about upstream at a tick.
+pub(super) enum Due {
+    Nothing,
+    Ping,
+    Dead,
+}
+
+/// What the frames of one session have told.
+#[derive(Debug)]
+pub(super) struct Watch {
+    version: Version,
+    up: Splitter,
+    down: Splitter,
+    /// Reads the client's headers until the error stream is found.
+    headers: Option<Box<Decoder>>,
+    error: Option<StreamId>,
+    /// What upstream said on the error stream, and whether it has ended it.
+    status: Vec<u8>,
+    error_ended: bool,
+    goaway: bool,
+    lost: bool,
+    silent: u32,
+    heard: bool,
+}
+
+impl Watch {
+    pub(super) fn new(version: Version) -> Self {
+        Self {
+            version,
+            up: Splitter::default(),
+            down: Splitter::default(),
+            headers: Some(Box::new(Decoder::new(Limits::default(), HeaderMode::Inflate))),
+            error: None,
+            status: Vec::new(),
+            error_ended: false,
+            goaway: false,
+            lost: false,
+            silent: 0,
+            heard: false,
+        }
+    }
+
+    pub(super) fn from_client(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+        let (headers, error) = (&mut self.headers, &mut self.error);
+        self.up.split(buf, out, |found| {
+            let Found::Control(frame) = found else { return Ok(Then::Pass) };
+            if word(frame, 0) == SYN_STREAM {
+                if let Some(decoder) = headers {
+                    if let Event::SynStream { stream, headers: of, .. } = decoder.step(frame)?.event {
+                        if of.get("streamtype") == Some(b"error") {
+                            *error = Some(stream);
+                            *headers = None;
+                        }
+                    }
+                }
+            }
+            Ok(Then::Pass)
+        })
+    }
+
+    pub(super) fn from_upstream(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+        self.heard = true;
+        let error = self.error.map(StreamId::get);
+        let (status, error_ended, goaway) = (&mut self.status, &mut self.error_ended, &mut self.goaway);
+        self.down.split(buf, out, |found| {
+            match found {
+                Found::Data { stream, payload, fin } if Some(stream) == error => {
+                    let room = MAX_STATUS.saturating_sub(status.len());
+                    status.extend_from_slice(&payload[..payload.len().min(room)]);
+                    *error_ended |= fin;
+                }
+                Found::Data { .. } => {}
+                Found::Control(frame) => match word(frame, 0) {
+                    RST_STREAM if Some(word(frame, 8)) == error => *error_ended = true,
+                    GOAWAY => *goaway = true,
+                    PING if word(frame, 8) == OUR_PING => return Ok(Then::Swallow),
+                    _ => {}
+                },
+            }
+            Ok(Then::Pass)
+        })
+    }
+
+    /// Upstream has ended: if it owes a status, writes one that says so.
+    pub(super) fn write_lost_status(&mut self, out: &mut Outbox) {
+        let Some(error) = self.error else { return };
+        let told = match self.version.has_status() {
+            true => !self.status.is_empty(),
+            false => self.error_ended || self.goaway || !self.status.is_empty(),
+        };
+        if told {
+            return;
+        }
+        self.lost = true;
+        if self.error_ended {
+            // The client has forgotten the stream: nothing more can be said on it.
+            out.push_tail(&frame::rst(error, ResetCode::INTERNAL_ERROR));
+            return;
+        }
+        let why = "the connection to the next hop was lost before the status of the command";
+        let status = status::encode_failure(self.version, why);
+        out.push_tail(&frame::data_head(error, status.len(), false));
+        out.push_tail(status.as_bytes());
+        out.push_tail(&frame::data_head(error, 0, true));
+    }
+
+    pub(super) fn tick(&mut self, listening: bool) -> Due {
+        let heard = std::mem::take(&mut self.heard);
+        self.silent = if heard || !listening { 0 } else { self.silent + 1 };
+        match self.silent {
+            DEAD_AFTER.. => Due::Dead,
+            silent if silent > 0 && silent % PING_AFTER == 0 => Due::Ping,
+            _ => Due::Nothing,
+        }
+    }
+
+    pub(super) fn ping(&mut self, out: &mut Outbox) {
+        out.push_front(&frame::ping(OUR_PING));
+    }
+
+    /// How the session ended, as far as frames tell.
+    pub(super) fn end(&self) -> (End, &'static str) {
+        if self.lost {
+            return (End::Error, "the connection to the next hop was lost before the status of the command");
+        }
+        if !self.version.has_status() {
+            return match self.status.is_empty() {
+                true => (End::Success, "the command ended"),
+                false => (End::Error, "the command failed"),
+            };
+        }
+        match status::decode(&self.status) {
+            Outcome::Exited(Exit::Success) => (End::Success, "the command ended"),
+            Outcome::Exited(Exit::Code(code)) => (End::ExitCode(code), "the command ended"),
+            Outcome::Failed(_) => (End::Error, "the next hop could not run the command"),
+            Outcome::Invalid(_) => (End::Error, "the next hop sent no valid status"),
+        }
+    }
+}
+
+fn word(frame: &[u8], at: usize) -> u32 {
+    frame
+        .get(at..at + 4)
+        .map_or(0, |bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & !(u32::from(at == 8) << 31))
+}

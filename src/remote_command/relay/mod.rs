@@ -1,0 +1,87 @@
+//! One task between a WebSocket client that speaks v5 and a SPDY server that speaks any version.
+//!
+//! ```text
+//!            client                                           upstream
+//!   messages of channel bytes                              DATA of streams
+//!   ───────────────> websocket::Decoder, Demux ──> Outbox ───────────────>
+//!   <─────────────── Outbox <───────────── spdy::Decoder <────────────────
+//! ```
+//!
+//! - **Nothing is queued.** Payload stays in the buffer it was read into, between the head of one protocol that was
+//!   parsed and the head of the other that is written; a side is read only when all that it brought before is written
+//!   to the other. So memory is bounded by one buffer for each direction, and an idle session holds none.
+//! - **Control never waits behind data.** Pings are answered when they are read, by a frame between two batches. If the
+//!   client cannot be read because upstream takes no more stdin, it gets a Pong every five seconds unasked: client-go
+//!   gives up after 61 s without one.
+//! - **Data, then FIN, then status, then Close.** The error stream is collected until stdout and stderr have ended. What
+//!   it says is sent as it came if it is a `Status`; if none came, because upstream was lost, a failure is sent.
+
+mod clock;
+mod lanes;
+mod state;
+
+use std::{future::poll_fn, pin::pin};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{clock::TICK, state::Relay};
+use super::Version;
+use crate::upgrade::{Io, Report, StreamOptions};
+
+/// Relays until the session has ended and both sides know.
+pub(crate) async fn run<C, U>(
+    client: C,
+    upstream: U,
+    version: Version,
+    options: &StreamOptions,
+    drain: CancellationToken,
+) -> Report
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    drive(Relay::new(client, upstream, version, options), drain).await
+}
+
+/// Tells a client that has its `101` already that there will be no session.
+pub(crate) async fn fail<C>(client: C, why: &str) -> Report
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let (nobody, _) = Io::pair();
+    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default());
+    relay.fail(why.to_owned());
+    drive(relay, CancellationToken::new()).await
+}
+
+async fn drive<C, U>(mut relay: Relay<C, U>, drain: CancellationToken) -> Report
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut drained = pin!(drain.cancelled());
+    let mut tick = pin!(sleep_until(Instant::now() + TICK));
+    poll_fn(|cx| {
+        if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
+            relay.fail("the server is shutting down".to_owned());
+        }
+        loop {
+            if let std::task::Poll::Ready(report) = relay.poll(cx) {
+                return std::task::Poll::Ready(report);
+            }
+            if tick.as_mut().poll(cx).is_pending() {
+                return std::task::Poll::Pending;
+            }
+            relay.tick();
+            tick.as_mut().reset(Instant::now() + TICK);
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,545 @@
+//! The relay itself: two halves, polled in turns, and how the session ends.
+
+use std::{
+    borrow::Cow,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    clock::{CREATION, Due, FAREWELL, Hearing, IDLE},
+    lanes::Lanes,
+};
+use crate::{
+    remote_command::{
+        Exit, Version,
+        status::{self, MAX_STATUS, Outcome},
+    },
+    spdy::{self, codec::HeaderMode, frame},
+    upgrade::{
+        End, Report, StreamOptions,
+        buffer::{BUFFER, Buffer},
+        outbox::Outbox,
+    },
+    websocket::{
+        self, ControlFrame, Payload, Role,
+        channel::{self, ChannelEvent, Demux, ERROR, Encoding, RESIZE, STDERR, STDIN, STDOUT},
+    },
+};
+
+/// Bytes of urgent control that may wait for one side: more comes only of a peer that asks and does not read.
+const MAX_CONTROL: usize = 4096;
+
+/// A message to the client is at most 32 KiB with its channel byte: that is where many clients' limits lie.
+const READ: usize = BUFFER - 1;
+
+/// One session between a WebSocket client and a SPDY server.
+pub(super) struct Relay<C, U> {
+    client: Side<C>,
+    upstream: Side<U>,
+    version: Version,
+    lanes: Lanes,
+    frames: websocket::Decoder,
+    demux: Demux,
+    spdy: spdy::codec::Decoder,
+    /// What came on the error stream.
+    status: Vec<u8>,
+    /// Upstream said GOAWAY: what ends now ends in order.
+    goaway: bool,
+    phase: Phase,
+    next_ping: u32,
+    /// Ticks in this phase; in [`Phase::Open`] ticks without payload.
+    ticks: u32,
+    /// Ticks since the client has been sent all there is.
+    farewell: u32,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// One connection, and what waits to be written to it.
+struct Side<Io> {
+    io: Io,
+    out: Outbox,
+    hearing: Hearing,
+    /// Its input has ended, or is of no interest any more.
+    deaf: bool,
+    /// It takes no more bytes: its connection is lost, or we have shut it down.
+    mute: bool,
+    /// It waits for more to read, so silence is the peer's.
+    listening: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Streams are being created; the client is not read, for nothing may be sent on them yet.
+    Opening,
+    Open,
+    /// The client has been told how the session ended, or is gone. Both sides are flushed and closed.
+    Closing(End, Cow<'static, str>),
+}
+
+impl<C, U> Relay<C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(client: C, upstream: U, version: Version, options: &StreamOptions) -> Self {
+        let lanes = Lanes::new(version, options);
+        let mut relay = Self {
+            client: Side::new(client),
+            upstream: Side::new(upstream),
+            version,
+            frames: websocket::Decoder::new(Role::Server, websocket::Limits::default()),
+            demux: Demux::new(Encoding::Binary, true),
+            spdy: spdy::codec::Decoder::new(spdy::codec::Limits::default(), HeaderMode::Skip),
+            status: Vec::new(),
+            goaway: false,
+            phase: Phase::Opening,
+            next_ping: 1,
+            ticks: 0,
+            farewell: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            lanes,
+        };
+        relay.upstream.out.push_front(&relay.lanes.syn_streams());
+        // An empty message tells the client that the session is on; Go's servers send it too.
+        relay.client.out.push_front(&channel::head(Encoding::Binary, relay.lanes.lowest_readable(), 0));
+        relay
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing(..))
+    }
+
+    /// Moves all that can be moved.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Report> {
+        loop {
+            let inbound = self.poll_inbound(cx);
+            let outbound = self.poll_outbound(cx);
+            if !inbound && !outbound {
+                break;
+            }
+        }
+        if let Phase::Closing(end, cause) = &mut self.phase {
+            let client = self.client.poll_close(cx, true);
+            let upstream = self.upstream.poll_close(cx, false);
+            if client.is_ready() && upstream.is_ready() {
+                let mut report = Report::new(*end, std::mem::take(cause));
+                report.protocol_in = Version::V5.name().into();
+                report.protocol_out = self.version.name().into();
+                report.bytes_in = self.bytes_in;
+                report.bytes_out = self.bytes_out;
+                return Poll::Ready(report);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Client to upstream. Returns whether anything was read.
+    fn poll_inbound(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        self.client.listening = false;
+        loop {
+            if !self.upstream.poll_send(cx) && !self.is_closing() {
+                break;
+            }
+            if self.client.deaf || matches!(self.phase, Phase::Opening) {
+                break;
+            }
+            match self.client.poll_read(cx, BUFFER) {
+                Poll::Pending => break,
+                Poll::Ready(Ok((buffer, read))) if read > 0 => self.take_messages(buffer, read),
+                // Behind the end it may still read what we have for it.
+                Poll::Ready(_) if self.is_closing() => {}
+                Poll::Ready(_) => self.client_gone("the client's connection ended"),
+            }
+            progress = true;
+        }
+        progress
+    }
+
+    /// Upstream to client. Returns whether anything was read.
+    fn poll_outbound(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        self.upstream.listening = false;
+        loop {
+            if !self.client.poll_send(cx) {
+                break;
+            }
+            if self.client.mute && !self.is_closing() {
+                self.client_gone("the client's connection broke");
+            }
+            if self.upstream.deaf || self.is_closing() {
+                break;
+            }
+            match self.upstream.poll_read(cx, READ) {
+                Poll::Pending => break,
+                Poll::Ready(Ok((buffer, read))) if read > 0 => self.take_frames(buffer, read),
+                Poll::Ready(_) => self.upstream_ended(),
+            }
+            progress = true;
+        }
+        progress
+    }
+
+    /// Turns what was read of the client into frames for upstream.
+    fn take_messages(&mut self, mut buffer: Buffer, read: usize) {
+        let was_closing = self.is_closing();
+        let mut at = 0;
+        while at < read && !self.client.deaf {
+            let buf = &mut buffer[..read];
+            let step = match self.frames.step(&mut buf[at..]) {
+                Ok(step) => step,
+                Err(error) => return self.client_broke_protocol(error),
+            };
+            match step.event {
+                Some(websocket::Event::Data(mut data)) if !self.is_closing() => {
+                    data.range = data.range.start + at..data.range.end + at;
+                    match self.demux.data(&data, buf) {
+                        Ok(Some(event)) => self.take_channel(event, buf),
+                        Ok(None) => {}
+                        Err(error) => return self.client_broke_protocol(error),
+                    }
+                }
+                Some(websocket::Event::Ping(payload)) if !self.is_closing() => self.pong(&payload),
+                Some(websocket::Event::Close(_)) => self.client_closed(),
+                Some(_) | None => {}
+            }
+            at += step.consumed;
+        }
+        if was_closing {
+            // All that is waited for is the client's Close.
+            return;
+        }
+        let lanes = &self.lanes;
+        self.upstream.out.batch().write_heads(|lane, length, fin| {
+            let stream = lanes.stream(lane).expect("only lanes with a stream are filled");
+            frame::data_head(stream, length, fin)
+        });
+        self.upstream.out.keep(buffer);
+    }
+
+    fn take_channel(&mut self, event: ChannelEvent, buf: &mut [u8]) {
+        let sending = self.lanes.sending;
+        match event {
+            // Without a terminal there is nobody to take a size, and nobody must wait for it.
+            ChannelEvent::Data { id, range } if matches!(id, STDIN | RESIZE) && sending.contains(id) => {
+                self.ticks = 0;
+                if id == STDIN {
+                    self.bytes_in += range.len() as u64;
+                }
+                self.upstream.out.batch().push(buf, id, range, false);
+            }
+            ChannelEvent::Closed(STDIN) if sending.contains(STDIN) => self.finish_stdin(buf),
+            ChannelEvent::Data { .. } | ChannelEvent::Closed(_) => {}
+        }
+    }
+
+    /// Half-closes stdin. v1 has no half-close: its servers close the process's stdin never.
+    fn finish_stdin(&mut self, buf: &mut [u8]) {
+        self.lanes.sending.remove(STDIN);
+        if self.version > Version::V1 {
+            self.upstream.out.batch().push(buf, STDIN, 0..0, true);
+        }
+    }
+
+    fn pong(&mut self, payload: &Payload) {
+        if self.client.out.front_len() < MAX_CONTROL {
+            self.client.out.push_front(&ControlFrame::pong(payload, None));
+        }
+    }
+
+    /// Turns what was read of upstream into messages for the client.
+    fn take_frames(&mut self, mut buffer: Buffer, read: usize) {
+        let mut at = 0;
+        loop {
+            let step = match self.spdy.step(&buffer[at..read]) {
+                Ok(step) => step,
+                Err(error) => {
+                    tracing::debug!(%error, "the next hop broke the protocol");
+                    self.write_messages(buffer);
+                    return self.fail(format!("the next hop broke the protocol: {error}"));
+                }
+            };
+            let offset = at;
+            at += step.consumed;
+            match step.event {
+                spdy::codec::Event::NeedMore => break,
+                spdy::codec::Event::Data { stream, range, fin } => {
+                    let Some(channel) = self.lanes.channel(stream) else { continue };
+                    let range = range.start + offset..range.end + offset;
+                    self.take_data(channel, range, &mut buffer);
+                    if fin {
+                        self.lanes.finished(channel);
+                    }
+                }
+                spdy::codec::Event::SynReply { stream, .. } => {
+                    if let Some(channel) = self.lanes.channel(stream) {
+                        self.lanes.unreplied.remove(channel);
+                    }
+                }
+                spdy::codec::Event::Rst { stream, code } => {
+                    let Some(channel) = self.lanes.channel(stream) else { continue };
+                    if self.lanes.unreplied.contains(channel) {
+                        self.write_messages(buffer);
+                        return self.fail(format!("the next hop refused a stream: {code}"));
+                    }
+                    self.lanes.reset(channel);
+                }
+                spdy::codec::Event::Ping(id) if id % 2 == 0 => {
+                    if self.upstream.out.front_len() < MAX_CONTROL {
+                        self.upstream.out.push_front(&frame::ping(id));
+                    }
+                }
+                spdy::codec::Event::SynStream { stream, .. } => {
+                    if self.upstream.out.front_len() < MAX_CONTROL {
+                        self.upstream.out.push_front(&frame::rst(stream, frame::ResetCode::REFUSED_STREAM));
+                    }
+                }
+                spdy::codec::Event::GoAway { .. } => self.goaway = true,
+                spdy::codec::Event::Ping(_)
+                | spdy::codec::Event::Settings
+                | spdy::codec::Event::Headers { .. }
+                | spdy::codec::Event::WindowUpdate { .. } => {}
+            }
+        }
+        self.write_messages(buffer);
+        if matches!(self.phase, Phase::Opening) && self.lanes.unreplied.is_empty() {
+            self.phase = Phase::Open;
+            self.ticks = 0;
+        }
+        if self.lanes.receiving.is_empty() {
+            self.complete(true);
+        }
+    }
+
+    fn take_data(&mut self, channel: u8, range: std::ops::Range<usize>, buffer: &mut Buffer) {
+        if range.is_empty() || !self.lanes.receiving.contains(channel) {
+            return;
+        }
+        match channel {
+            STDOUT | STDERR => {
+                self.ticks = 0;
+                self.bytes_out += range.len() as u64;
+                self.client.out.batch().push(buffer, channel, range, false);
+            }
+            ERROR => {
+                let room = MAX_STATUS.saturating_sub(self.status.len());
+                self.status.extend_from_slice(&buffer[range.start..range.end.min(range.start + room)]);
+            }
+            _ => {}
+        }
+    }
+
+    fn write_messages(&mut self, buffer: Buffer) {
+        self.client.out.batch().write_heads(|lane, length, _| HeadBytes(channel::head(Encoding::Binary, lane, length)));
+        self.client.out.keep(buffer);
+    }
+
+    fn upstream_ended(&mut self) {
+        self.upstream.deaf = true;
+        self.upstream.mute = true;
+        self.complete(self.goaway);
+    }
+
+    /// All output has come, or no more will. `in_order`: upstream ended it, rather than got lost.
+    fn complete(&mut self, in_order: bool) {
+        let lost = "the connection to the next hop was lost before the status of the command";
+        let truncated = [STDOUT, STDERR].into_iter().any(|channel| self.lanes.receiving.contains(channel));
+        if !in_order && truncated {
+            return self.fail(lost.to_owned());
+        }
+        if !self.version.has_status() {
+            let text = String::from_utf8_lossy(&self.status).into_owned();
+            let error_ended = in_order || !self.lanes.receiving.contains(ERROR);
+            return match (text.is_empty(), error_ended) {
+                (true, true) => {
+                    let success = status::encode(Version::V5, &Ok(Exit::Success));
+                    self.end(End::Success, "the command ended", success.as_bytes(), 1000);
+                }
+                (true, false) => self.fail(lost.to_owned()),
+                (false, _) => self.fail(text),
+            };
+        }
+        let status = std::mem::take(&mut self.status);
+        match status::decode(&status) {
+            Outcome::Exited(Exit::Success) => self.end(End::Success, "the command ended", &status, 1000),
+            Outcome::Exited(Exit::Code(code)) => self.end(End::ExitCode(code), "the command ended", &status, 1000),
+            Outcome::Failed(_) => self.end(End::Error, "the next hop could not run the command", &status, 1000),
+            Outcome::Invalid(_) if status.is_empty() => self.fail(lost.to_owned()),
+            Outcome::Invalid(why) => self.fail(why),
+        }
+    }
+
+    /// Ends the session with a failure of ours.
+    pub(super) fn fail(&mut self, why: String) {
+        let status = status::encode_failure(Version::V5, &why);
+        self.end(End::Error, why, status.as_bytes(), 1000);
+    }
+
+    fn client_broke_protocol(&mut self, error: websocket::Error) {
+        tracing::debug!(%error, "the client broke the protocol");
+        let status = status::encode_failure(Version::V5, &error.to_string());
+        self.client.deaf = true;
+        self.end(End::Error, error.to_string(), status.as_bytes(), error.close_code());
+    }
+
+    /// Tells both sides that the session is over: status and Close behind all output, resets and GOAWAY behind all input.
+    fn end(&mut self, end: End, cause: impl Into<Cow<'static, str>>, status: &[u8], code: u16) {
+        if self.is_closing() {
+            return;
+        }
+        let out = &mut self.client.out;
+        out.push_tail(&channel::head(Encoding::Binary, ERROR, status.len()));
+        out.push_tail(status);
+        out.push_tail(&ControlFrame::close(code, "", None));
+        self.close(end, cause.into());
+    }
+
+    fn client_gone(&mut self, cause: &'static str) {
+        self.client.deaf = true;
+        self.client.mute = true;
+        self.client.out.clear();
+        if !self.is_closing() {
+            self.close(End::ClientGone, cause.into());
+        }
+    }
+
+    /// The client said Close: before the end it has cancelled the session, behind it it has only answered.
+    fn client_closed(&mut self) {
+        self.client.deaf = true;
+        if !self.is_closing() {
+            self.client.out.push_tail(&ControlFrame::close(1000, "", None));
+            self.close(End::ClientGone, "the client closed the session".into());
+        }
+    }
+
+    fn close(&mut self, end: End, cause: Cow<'static, str>) {
+        if !self.upstream.mute {
+            for stream in self.lanes.to_reset() {
+                self.upstream.out.push_tail(&frame::rst(stream, frame::ResetCode::CANCEL));
+            }
+            self.upstream.out.push_tail(&frame::goaway(None, frame::GoAwayCode::OK));
+        }
+        self.phase = Phase::Closing(end, cause);
+        self.ticks = 0;
+    }
+
+    /// Five seconds have passed.
+    pub(super) fn tick(&mut self) {
+        let client = self.client.hearing.tick(self.client.listening && self.client.out.is_empty());
+        let upstream = self.upstream.hearing.tick(self.upstream.listening && self.upstream.out.is_empty());
+        self.ticks += 1;
+        match self.phase {
+            Phase::Opening if self.ticks >= CREATION => {
+                self.fail("timed out waiting for the next hop to accept streams".to_owned());
+            }
+            Phase::Opening => {}
+            Phase::Open if self.ticks >= IDLE => self.fail("nothing was sent for 4 hours".to_owned()),
+            Phase::Open => match (client, upstream) {
+                (Due::Dead, _) => self.fail("the client was silent for 60 seconds".to_owned()),
+                (_, Due::Dead) => self.fail("the next hop was silent for 60 seconds".to_owned()),
+                (client, upstream) => self.keep_alive(client == Due::Ping, upstream == Due::Ping),
+            },
+            Phase::Closing(..) => {
+                // A client that takes its output slowly has time; one that has all of it has not.
+                self.farewell = if self.client.out.is_empty() { self.farewell + 1 } else { 0 };
+                if self.farewell >= FAREWELL || self.ticks >= IDLE {
+                    self.client_gone("");
+                    self.upstream.mute = true;
+                }
+            }
+        }
+    }
+
+    fn keep_alive(&mut self, ping_client: bool, ping_upstream: bool) {
+        if self.upstream.out.has_data() && self.client.out.front_len() == 0 {
+            // Its pings lie behind stdin that nobody takes.
+            self.pong(&Payload::default());
+        } else if ping_client && self.client.out.front_len() == 0 {
+            self.client.out.push_front(&ControlFrame::ping(&Payload::default(), None));
+        }
+        if ping_upstream && self.upstream.out.front_len() == 0 {
+            self.upstream.out.push_front(&frame::ping(self.next_ping));
+            self.next_ping = self.next_ping.wrapping_add(2) | 1;
+        }
+    }
+}
+
+impl<Io> Side<Io>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    fn new(io: Io) -> Self {
+        Self { io, out: Outbox::default(), hearing: Hearing::default(), deaf: false, mute: false, listening: false }
+    }
+
+    /// Writes what waits. False: it has to wait on.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.mute {
+            self.out.clear();
+            return true;
+        }
+        match self.out.poll_send(cx, &mut self.io) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                // What it sent before it broke may still be read.
+                self.mute = true;
+                self.out.clear();
+                true
+            }
+        }
+    }
+
+    /// Reads up to `limit` bytes into a borrowed buffer; pending keeps none.
+    fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<(Buffer, usize)>> {
+        let mut buffer = Buffer::borrow();
+        let mut read = ReadBuf::new(&mut buffer[..limit]);
+        match Pin::new(&mut self.io).poll_read(cx, &mut read) {
+            Poll::Pending => {
+                self.listening = true;
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => {
+                self.deaf = true;
+                Poll::Ready(Err(error))
+            }
+            Poll::Ready(Ok(())) => {
+                let read = read.filled().len();
+                self.deaf |= read == 0;
+                self.hearing.heard();
+                Poll::Ready(Ok((buffer, read)))
+            }
+        }
+    }
+
+    /// Shuts the side down once all is written. `patient`: only when the peer has closed too, so that nothing it has
+    /// not read yet is lost to a reset.
+    fn poll_close(&mut self, cx: &mut Context<'_>, patient: bool) -> Poll<()> {
+        if self.mute {
+            return Poll::Ready(());
+        }
+        if !self.out.is_empty() || patient && !self.deaf {
+            return Poll::Pending;
+        }
+        if Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.mute = true;
+        Poll::Ready(())
+    }
+}
+
+/// A WebSocket head as bytes.
+struct HeadBytes(websocket::Head);
+
+impl AsRef<[u8]> for HeadBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -1,0 +1,162 @@
+//! Sessions outlive their request.
+
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span};
+
+use super::{Caller, End, Report, Target};
+
+/// All sessions of one server: counts them, asks them to end, waits for them. Clones are the same server.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions {
+    tracker: TaskTracker,
+    /// Asks every session to end and to tell its client why.
+    drain: CancellationToken,
+    /// Ends every session where it stands.
+    kill: CancellationToken,
+}
+
+impl Sessions {
+    /// No sessions yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many sessions live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether no session lives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Ends all sessions: those that end by themselves within `patience` are left alone, the others are asked to end
+    /// and to tell their clients why, and what still lives `farewell` later is cut. Returns how many were cut.
+    ///
+    /// Stop accepting connections before. Cancel safe: called again, it goes on.
+    pub async fn drain(&self, patience: Duration, farewell: Duration) -> usize {
+        self.tracker.close();
+        if timeout(patience, self.tracker.wait()).await.is_ok() {
+            return 0;
+        }
+        self.drain.cancel();
+        if timeout(farewell, self.tracker.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.tracker.len();
+        self.kill.cancel();
+        self.tracker.wait().await;
+        cut
+    }
+}
+
+/// What has to live as long as one session: rides with the client's side of the upgrade and is taken with it.
+///
+/// Layers put their guards here ([`hold`](Self::hold)): a gauge, a quota's permit, an inner server's count.
+#[derive(Clone, Default)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    sessions: Sessions,
+    guards: Mutex<Vec<Box<dyn Any + Send>>>,
+    /// Who asked for what; absent for a session that nobody announced.
+    about: Option<(Caller, Arc<Target>)>,
+    span: Span,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { sessions: Sessions::default(), guards: Mutex::default(), about: None, span: Span::none() }
+    }
+}
+
+impl Session {
+    /// A session of that server, for that caller and target.
+    pub(crate) fn new(sessions: Sessions, caller: Caller, target: Arc<Target>) -> Self {
+        let span = tracing::info_span!(
+            "stream",
+            subresource = %target.subresource,
+            pod.namespace = %target.namespace,
+            pod.name = %target.pod,
+            container = target.container.as_deref().unwrap_or_default(),
+        );
+        Self(Arc::new(Inner { sessions, guards: Mutex::default(), about: Some((caller, target)), span }))
+    }
+
+    /// Keeps `guard` until the session has ended.
+    pub fn hold(&self, guard: impl Any + Send) {
+        self.0.guards.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(guard));
+    }
+
+    pub(super) fn spawn<F>(self, run: impl FnOnce(CancellationToken) -> F + Send + 'static)
+    where
+        F: Future<Output = Report> + Send,
+    {
+        let Sessions { tracker, drain, kill } = self.0.sessions.clone();
+        let span = self.0.span.clone();
+        let task = async move {
+            let mut log = Log { session: self, started: Instant::now(), report: None };
+            tokio::select! {
+                report = run(drain) => log.report = Some(report),
+                () = kill.cancelled() => log.report = Some(Report::new(End::Error, "cut: the server is shutting down")),
+            }
+        };
+        tracker.spawn(task.instrument(span));
+    }
+}
+
+/// Writes the session's line when it is dropped, so that a panic has one too.
+struct Log {
+    session: Session,
+    started: Instant,
+    report: Option<Report>,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let report = self.report.take().unwrap_or_else(|| Report::new(End::Error, "aborted"));
+        let Some((caller, target)) = &self.session.0.about else { return };
+        let exit = match report.end {
+            End::ExitCode(code) => Some(code),
+            End::Success => Some(0),
+            _ => None,
+        };
+        tracing::info!(
+            target: "session",
+            user = %caller.name,
+            subresource = %target.subresource,
+            namespace = %target.namespace,
+            pod = %target.pod,
+            container = target.container.as_deref().unwrap_or_default(),
+            tty = target.options.tty,
+            protocol.in = %report.protocol_in,
+            protocol.out = %report.protocol_out,
+            bytes.in = report.bytes_in,
+            bytes.out = report.bytes_out,
+            end = ?report.end,
+            exit,
+            cause = %report.cause,
+            seconds = self.started.elapsed().as_secs_f64(),
+            "session ended",
+        );
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
