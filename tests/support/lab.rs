@@ -69,9 +69,9 @@ impl Lab {
         Ok(Self { topology, apiserver, kubelet, kubeconfig: data.join("kubeconfig"), scratch })
     }
 
-    /// The API server's log lines that speak of a stream's protocols: its sessions.
-    pub fn sessions(&self) -> Vec<String> {
-        self.apiserver.stderr.text().lines().filter(|line| line.contains("channel.k8s.io")).map(str::to_owned).collect()
+    /// The API server's log lines of sessions that have ended.
+    pub fn sessions(&self) -> Vec<Session> {
+        self.apiserver.stderr.text().lines().filter(|line| line.contains("session ended")).map(Session::new).collect()
     }
 
     /// What the processes have logged, for a failure's report.
@@ -92,6 +92,21 @@ impl Lab {
             ensure!(kubelet.success(), "kubelet ended with {kubelet} on SIGTERM");
         }
         Ok(())
+    }
+}
+
+/// A session's line in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session(String);
+
+impl Session {
+    fn new(line: &str) -> Self {
+        Self(line.to_owned())
+    }
+
+    /// The value of a field, which is a word without blanks.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.0.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 }
 
