@@ -1,1 +1,4 @@
 //! Feature-gated implementations of the seams on other people's crates.
+
+#[cfg(feature = "rustls")]
+pub mod rustls;

@@ -7,10 +7,10 @@ use crate::{
     upgrade::{Refusal, Target},
 };
 
-// #[cfg(feature = "process")]
-// mod process;
-// #[cfg(feature = "process")]
-// pub use process::{Main, ProcessRuntime};
+#[cfg(feature = "process")]
+mod process;
+#[cfg(feature = "process")]
+pub use process::{Main, ProcessRuntime, ProcessSession};
 
 /// Runs commands, or attaches to them, on the streams of a session.
 ///

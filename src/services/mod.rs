@@ -1,11 +1,13 @@
 //! Leaves and ready-made stacks.
 
 mod api_server;
+mod in_process;
 mod kubelet;
 // pub mod streaming_server;
 pub mod upgrade_proxy;
 
 pub use api_server::ApiServer;
+pub use in_process::InProcess;
 pub use kubelet::Kubelet;
 // pub use streaming_server::StreamingServer;
 pub use upgrade_proxy::{Connect, TcpConnect, UpgradeProxy};

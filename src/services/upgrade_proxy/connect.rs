@@ -53,9 +53,12 @@ pub(crate) async fn dial(uri: &Uri, default_port: u16) -> io::Result<TcpStream> 
     let stream = TcpStream::connect((host, port)).await.map_err(|error| {
         let why = match error.kind() {
             io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
+            io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
             _ => error.to_string(),
         };
-        io::Error::new(error.kind(), format!("dial tcp {host}:{port}: connect: {why}"))
+        let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        io::Error::new(error.kind(), format!("dial tcp {address}: connect: {why}"))
     })?;
     stream.set_nodelay(true)?;
     Ok(stream)

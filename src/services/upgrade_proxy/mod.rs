@@ -15,5 +15,7 @@ mod connect;
 mod handshake;
 mod service;
 
+#[cfg(feature = "rustls")]
+pub(crate) use connect::dial;
 pub use connect::{Connect, TcpConnect};
 pub use service::UpgradeProxy;

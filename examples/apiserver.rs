@@ -1,0 +1,185 @@
+//! A small Kubernetes API server that really streams: `kubectl exec`, `attach` and `cp` work against it.
+//!
+//! With no flags it is a whole demo in one process: API server, kubelet, and a Pod `default/demo` whose containers are
+//! **plain processes of this host**.
+//!
+//! ```sh
+//! cargo run --release --example apiserver
+//! kubectl --kubeconfig target/demo/kubeconfig exec -it demo -- sh      # in another shell
+//! ```
+//!
+//! With `--manifest` the objects are yours, and streams go on to the kubelets of their nodes: see `kubelet.rs`.
+
+mod support;
+
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use support::{
+    Context, Error, Stack,
+    api::{self, Api},
+    authn::Authenticator,
+    kubeconfig,
+    locate::Locate,
+    log_to_stderr, mounted,
+    objects::{Store, containers_on},
+    pki::{self, CertAndKey},
+    say,
+    server::{Server, stop_signal},
+    tls, tokens,
+};
+use tower_kube_streaming::{
+    adapters::rustls::TlsConnect,
+    layers::danger::PermitAllLayer,
+    services::{ApiServer, UpgradeProxy},
+    upgrade::{Dialect, Sessions, Target},
+};
+
+/// A small Kubernetes API server that really streams.
+#[derive(Debug, Parser)]
+#[command(name = "apiserver")]
+struct Flags {
+    /// Address to listen on; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Where kubeconfig, CA, certificates and tokens are kept.
+    #[arg(long, value_name = "DIR", default_value = "target/demo")]
+    data_dir: PathBuf,
+    /// Plain HTTP, and every caller is an administrator. Loopback addresses only.
+    #[arg(long)]
+    insecure: bool,
+    /// YAML with Nodes and Pods, instead of the demo's and of its kubelet. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    manifest: Vec<PathBuf>,
+    /// Bearer tokens, a line each: token,user,uid,"group1,group2".
+    #[arg(long, value_name = "FILE")]
+    token_auth_file: Option<PathBuf>,
+    /// Serving certificate, and whatever chain it needs.
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// Key of the serving certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    tls_private_key_file: Option<PathBuf>,
+    /// Who signs client certificates: common name is the user, organizations are groups.
+    #[arg(long, value_name = "FILE")]
+    client_ca_file: Option<PathBuf>,
+    /// Who signs the kubelets' certificates.
+    #[arg(long, value_name = "FILE")]
+    kubelet_certificate_authority: Option<PathBuf>,
+    /// Certificate to show to kubelets.
+    #[arg(long, value_name = "FILE", requires = "kubelet_client_key")]
+    kubelet_client_certificate: Option<PathBuf>,
+    /// Key of the certificate to show to kubelets.
+    #[arg(long, value_name = "FILE", requires = "kubelet_client_certificate")]
+    kubelet_client_key: Option<PathBuf>,
+    /// Dial kubelets by plain HTTP. Nodes on loopback addresses only; for benchmarks.
+    #[arg(long)]
+    kubelet_insecure_http: bool,
+}
+
+/// Where streams go.
+enum Next {
+    /// Nowhere: the kubelet's part runs in this process.
+    InProcess(Arc<Store>),
+    /// To the kubelet of the pod's node.
+    Kubelets(TlsConnect),
+}
+
+/// The streaming stack of an API server.
+fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
+    let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
+    // `support::authz` has authorized every request that comes here.
+    let authorize = PermitAllLayer;
+    match next {
+        Next::Kubelets(connect) => mounted(ApiServer::new(sessions, authorize, resolve, UpgradeProxy::new(connect))),
+        Next::InProcess(store) => {
+            drop(containers_on(&store, DEMO_NODE));
+            Stack::new(tower::service_fn(async |_request| {
+                let refusal =
+                    tower_kube_streaming::upgrade::Refusal::new(http::StatusCode::NOT_IMPLEMENTED, "", "streams");
+                Ok(refusal.into_response(Dialect::ApiServer))
+            }))
+        }
+    }
+}
+
+const DEMO_NODE: &str = "demo-node";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    log_to_stderr();
+    match run(flags).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("apiserver: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(flags: Flags) -> Result<(), Error> {
+    if flags.insecure && !flags.listen.ip().is_loopback() {
+        return Err("--insecure lets everybody in: only on a loopback address".into());
+    }
+    let dir = &flags.data_dir;
+    support::create_private_dir(dir)?;
+    pki::prepare(dir, flags.listen.ip())?;
+    let store = Arc::new(Store::from_manifests(&flags.manifest)?);
+    let tokens = match &flags.token_auth_file {
+        Some(file) => tokens::load(file)?,
+        None => tokens::load_or_create(&dir.join("tokens.csv"))?,
+    };
+
+    let stop = stop_signal()?;
+    let mut server = Server::bind(flags.listen, stop.clone()).await?;
+    let mut trusted = None;
+    if !flags.insecure {
+        let own = pair(&flags.tls_cert_file, &flags.tls_private_key_file).unwrap_or_else(|| pki::files::apiserver(dir));
+        let client_ca = flags.client_ca_file.clone().unwrap_or_else(|| pki::files::ca(dir));
+        server = server.with_tls(tls::server_config(&own, &client_ca)?);
+        // kubectl trusts our CA; or else the given certificate itself, as we know nothing of its signer.
+        let ca = flags.tls_cert_file.clone().unwrap_or_else(|| pki::files::ca(dir));
+        trusted = Some(fs::read_to_string(&ca).context(ca.display())?);
+    }
+    let url = server.url()?;
+    let kubeconfig = dir.join("kubeconfig");
+    kubeconfig::write(&kubeconfig, &url, trusted.as_deref(), &tokens)?;
+
+    let authenticator = if flags.insecure {
+        Authenticator::anybody_is_admin(Dialect::ApiServer)
+    } else {
+        Authenticator::known(tokens::Tokens::new(&tokens), Dialect::ApiServer)
+    };
+    let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
+    let sessions = Sessions::default();
+    let streams = stack(locate, next(&flags, &store)?, sessions.clone());
+    let service = api::router(Api { store, stop }, streams, authenticator);
+
+    say(format_args!("listening on {url}"));
+    if flags.manifest.is_empty() {
+        let kubectl = format!("  kubectl --kubeconfig {}", kubeconfig.display());
+        say("THE DEMO'S CONTAINERS ARE PLAIN PROCESSES OF THIS HOST. Try, in another shell:");
+        say(format_args!("{kubectl} exec -it demo -- sh"));
+        say(format_args!("{kubectl} attach demo -c sidecar"));
+        say(format_args!("{kubectl} cp demo:/etc/os-release /tmp/os-release"));
+    }
+    say("ready");
+    server.serve(service, sessions).await
+}
+
+fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
+    if flags.manifest.is_empty() {
+        return Ok(Next::InProcess(store.clone()));
+    }
+    let dir = &flags.data_dir;
+    let ca = flags.kubelet_certificate_authority.clone().unwrap_or_else(|| pki::files::ca(dir));
+    let own = pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key);
+    let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
+    let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
+    Ok(Next::Kubelets(if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect }))
+}
+
+fn pair(cert: &Option<PathBuf>, key: &Option<PathBuf>) -> Option<CertAndKey> {
+    Some(CertAndKey { cert: cert.clone()?, key: key.clone()? })
+}

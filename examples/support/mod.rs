@@ -1,0 +1,109 @@
+//! What only the examples need. The library knows nothing of it.
+//!
+//! | file | one idea |
+//! |---|---|
+//! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
+//! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
+//! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
+//! | `authn`, `authz` | who is it; may they |
+//! | `objects`, `patch`, `locate` | Nodes and Pods in memory; changes to them; from a pod to its kubelet's URL |
+//! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
+
+// Each example uses its half.
+#![allow(dead_code, reason = "apiserver.rs and kubelet.rs share this folder, and neither uses all of it")]
+#![allow(unreachable_pub, reason = "shorter to read than pub(crate), and an example exports nothing anyway")]
+
+pub mod api;
+pub mod at;
+pub mod authn;
+pub mod authz;
+pub mod kubeconfig;
+pub mod list;
+pub mod locate;
+pub mod objects;
+pub mod patch;
+pub mod pki;
+pub mod server;
+pub mod table;
+pub mod tls;
+pub mod tokens;
+
+use std::{
+    convert::Infallible,
+    fmt, fs,
+    io::{IsTerminal, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
+
+/// A streaming stack as the routers here mount it.
+pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Boxes a stack for a router.
+pub fn mounted<S>(stack: S) -> Stack
+where
+    S: Service<Request<Body>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>,
+    S: Clone + Send + Sync + 'static,
+{
+    Stack::new(stack.map_response(|response| response.map(Body::new)))
+}
+
+/// What ends an example before it is `ready`, with the sentence that is printed.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Puts what was tried before what went wrong.
+pub trait Context<T> {
+    fn context(self, tried: impl fmt::Display) -> Result<T, Error>;
+}
+
+impl<T, E: fmt::Display> Context<T> for Result<T, E> {
+    fn context(self, tried: impl fmt::Display) -> Result<T, Error> {
+        self.map_err(|error| format!("{tried}: {error}").into())
+    }
+}
+
+/// Prints a line for people and scripts. A closed stdout is not our failure.
+pub fn say(line: impl fmt::Display) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+/// Logs to stderr, `RUST_LOG` deciding what: by default `info`, so that each session leaves one line.
+pub fn log_to_stderr() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = std::io::stderr().is_terminal();
+    fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+}
+
+/// Makes a directory that only its owner enters, and those above it.
+pub fn create_private_dir(path: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.context(format_args!("making {}", path.display()))
+}
+
+/// Writes a file that only its owner reads, so that a reader never sees half of it.
+pub fn write_private(path: &Path, content: &str) -> Result<(), Error> {
+    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished).and_then(
+            |mut file| {
+                file.write_all(content.as_bytes())?;
+                fs::rename(&unfinished, path)
+            },
+        );
+    written.context(format_args!("writing {}", path.display()))
+}
+
+/// Random bytes as lower-case hex digits, two a byte.
+pub fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    tls::provider().secure_random.fill(&mut bytes).expect("the system has randomness");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,178 @@
+//! Accepts connections, speaks TLS and HTTP/1.1 on them, and stops without losing a session.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tower_kube_streaming::upgrade::Sessions;
+
+use super::{
+    Context, Error,
+    authn::{ClientCertificate, caller_of_certificate},
+    say,
+};
+
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Time for a request head, and for silence between two requests. Go's API server allows its head 32 s.
+const HEAD: Duration = Duration::from_secs(32);
+/// Bytes of a request head, as Go's servers allow.
+const HEAD_BYTES: usize = 1 << 20;
+/// When the process is asked to stop: time for sessions to end by themselves, and then to tell their clients why they
+/// have to. It exits within 30 s.
+const PATIENCE: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(20);
+/// Time for requests to end. Short: a peer that stops in the middle of a head is waiting for nothing.
+const DRAIN_REQUESTS: Duration = Duration::from_secs(10);
+/// Pause after a failed accept: when descriptors run out, trying at once would only burn CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound socket, and how connections on it are protected.
+pub struct Server {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Binds the address; port 0 picks a free one. `stop` ends [`serve`](Self::serve).
+    pub async fn bind(address: SocketAddr, stop: CancellationToken) -> Result<Self, Error> {
+        let listener = TcpListener::bind(address).await.context(format_args!("listening on {address}"))?;
+        Ok(Self { listener, tls: None, stop })
+    }
+
+    /// Speaks TLS; without it, plain HTTP.
+    pub fn with_tls(mut self, config: ServerConfig) -> Self {
+        self.tls = Some(TlsAcceptor::from(Arc::new(config)));
+        self
+    }
+
+    pub fn address(&self) -> Result<SocketAddr, Error> {
+        self.listener.local_addr().context("listening")
+    }
+
+    /// Where clients of this machine find it.
+    pub fn url(&self) -> Result<String, Error> {
+        let mut address = self.address()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0, 0, 0, 0, 1].into() });
+        }
+        Ok(format!("{}://{address}", if self.tls.is_some() { "https" } else { "http" }))
+    }
+
+    /// Serves until told to stop; then accepts nothing more, tells the sessions why they end, and waits for them and
+    /// for the requests in flight, for less than 30 s.
+    pub async fn serve(self, service: Router, sessions: Sessions) -> Result<(), Error> {
+        let connections = GracefulShutdown::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = self.stop.cancelled() => break,
+            };
+            let (tcp, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            // In a task of its own, so that a peer that does not shake hands keeps nobody waiting.
+            let (tls, stop, watcher) = (self.tls.clone(), self.stop.clone(), connections.watcher());
+            let service = service.clone();
+            tokio::spawn(async move {
+                let served = async {
+                    // hyper leaves Nagle's algorithm on; keystrokes would wait for each other.
+                    tcp.set_nodelay(true)?;
+                    let Some(tls) = tls else { return serve_http(tcp, None, service, watcher).await };
+                    // Who has not shaken hands when we stop has not asked for anything yet.
+                    let Some(shaken) = stop.run_until_cancelled(shake_hands(tls, tcp)).await else { return Ok(()) };
+                    let (tls, certificate) = shaken?;
+                    serve_http(tls, certificate, service, watcher).await
+                };
+                if let Err(error) = served.await {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+            });
+        }
+        drop(self.listener);
+        tracing::info!("stopping");
+        let requests = async { timeout(DRAIN_REQUESTS, connections.shutdown()).await.is_ok() };
+        let (requests_ended, cut) = tokio::join!(requests, sessions.drain(PATIENCE, FAREWELL));
+        if !requests_ended {
+            tracing::warn!("requests were still open after {DRAIN_REQUESTS:?}");
+        }
+        if cut > 0 {
+            tracing::warn!(sessions = cut, "sessions were still open and have been cut");
+        }
+        Ok(())
+    }
+}
+
+async fn shake_hands(
+    tls: TlsAcceptor,
+    tcp: TcpStream,
+) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), Error> {
+    let tls = timeout(HANDSHAKE, tls.accept(tcp)).await.context("TLS handshake")??;
+    let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let caller = shown.map(|certificate| caller_of_certificate(certificate)).transpose()?;
+    Ok((tls, caller.map(ClientCertificate)))
+}
+
+async fn serve_http(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    certificate: Option<ClientCertificate>,
+    router: Router,
+    watcher: Watcher,
+) -> Result<(), Error> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        if let Some(certificate) = &certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
+        router.clone().oneshot(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
+    // `_with_upgrades`: without it hyper still sends the 101, and the session never gets its bytes.
+    // `auto`: plain http1's upgradeable connection cannot be watched.
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service).into_owned();
+    watcher.watch(connection).await
+}
+
+/// Fires at the first SIGTERM or Ctrl-C. The second one ends the process at once.
+pub fn stop_signal() -> Result<CancellationToken, Error> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+    let stop = CancellationToken::new();
+    let fire = stop.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            if first {
+                fire.cancel();
+            } else {
+                say("stopped without waiting for sessions");
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(stop)
+}
