@@ -193,9 +193,13 @@ async fn attach_plain(run: &Run<'_>) -> Outcome {
         true
     })
     .await;
+    child.kill().await.map_err(|error| error.to_string())?;
+    let mut said = String::new();
+    let mut err = child.stderr.take().expect("stderr is piped");
+    err.read_to_string(&mut said).await.map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&text).into_owned();
-    ensure!(read == Ok(true), "two lines were expected: {text:?}");
-    child.kill().await.map_err(|error| error.to_string())
+    ensure!(read == Ok(true), "two lines were expected: {text:?}, and on stderr {said:?}");
+    Ok(())
 }
 
 /// 8 MiB, `full` 64 MiB, there and back.
