@@ -1,6 +1,8 @@
 //! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
 
 pub mod over_websocket;
+#[cfg(feature = "client")]
+mod over_websocket_client;
 mod resize;
 pub mod status;
 mod stdio;
