@@ -17,3 +17,6 @@ mod service;
 
 pub use connect::{Connect, TcpConnect};
 pub use service::UpgradeProxy;
+
+#[cfg(test)]
+mod tests;
