@@ -241,7 +241,8 @@ async fn an_adapted_request_is_a_spdy_post_with_all_versions() {
 
 #[tokio::test]
 async fn a_bad_handshake_is_refused_before_the_inner_service_is_asked() {
-    let bad: [(fn(&mut Request<()>), u16); 4] = [
+    type Spoil = fn(&mut Request<()>);
+    let bad: [(Spoil, u16); 4] = [
         (|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_KEY)), 400),
         (|request| drop(request.headers_mut().insert(header::SEC_WEBSOCKET_KEY, "short".parse().unwrap())), 400),
         (|request| drop(request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, "12".parse().unwrap())), 400),

@@ -224,7 +224,8 @@ async fn a_hop_that_does_not_answer_and_a_dial_that_hangs_are_bounded() {
 
 #[tokio::test]
 async fn a_request_without_permit_or_hop_or_upgrade_is_not_dialled() {
-    let spoils: [(fn(&mut Request<Empty<Bytes>>), u16); 3] = [
+    type Spoil = fn(&mut Request<Empty<Bytes>>);
+    let spoils: [(Spoil, u16); 3] = [
         (|request| drop(request.extensions_mut().remove::<Permit>()), 500),
         (|request| drop(request.extensions_mut().remove::<Hop>()), 500),
         (|request| drop(request.headers_mut().remove(header::CONNECTION)), 400),
