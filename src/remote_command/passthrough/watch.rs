@@ -72,7 +72,7 @@ impl Watch {
         }
     }
 
-    pub(super) fn client_said(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn client_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         let (headers, error) = (&mut self.headers, &mut self.error);
         self.up.split(buf, out, |found| {
             let Found::Control(frame) = found else { return Ok(Then::Pass) };
@@ -89,7 +89,7 @@ impl Watch {
         })
     }
 
-    pub(super) fn upstream_said(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn upstream_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         self.heard = true;
         let error = self.error.map(StreamId::get);
         let has_status = self.version.has_status();

@@ -20,3 +20,6 @@ pub(crate) use connect::dial;
 pub use connect::{Connect, TcpConnect};
 pub use service::UpgradeProxy;
 pub(super) use service::upgrade_required;
+
+#[cfg(test)]
+mod tests;
