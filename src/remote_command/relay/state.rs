@@ -54,6 +54,8 @@ pub(super) struct Relay<C, U> {
     goaway: bool,
     phase: Phase,
     next_ping: u32,
+    /// The client may be told something.
+    settled: bool,
     /// Ticks in this phase; in [`Phase::Open`] ticks without payload.
     ticks: u32,
     /// Ticks since the client has been sent all there is.
@@ -102,6 +104,7 @@ where
             goaway: false,
             phase: Phase::Opening,
             next_ping: 1,
+            settled: false,
             ticks: 0,
             farewell: 0,
             bytes_in: 0,
@@ -109,9 +112,18 @@ where
             lanes,
         };
         relay.upstream.out.push_front(&relay.lanes.syn_streams());
-        // An empty message tells the client that the session is on; Go's servers send it too.
-        relay.client.out.push_front(&channel::head(Encoding::Binary, relay.lanes.lowest_readable(), 0));
         relay
+    }
+
+    /// The client has created its streams. False: that was known.
+    pub(super) fn settle(&mut self) -> bool {
+        if self.settled {
+            return false;
+        }
+        self.settled = true;
+        // An empty message tells the client that the session is on; Go's servers send it too.
+        self.client.out.push_front(&channel::head(Encoding::Binary, self.lanes.lowest_readable(), 0));
+        true
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -170,7 +182,9 @@ where
         let mut progress = false;
         self.upstream.listening = false;
         for _ in 0..TURN {
-            if !self.client.poll_send(cx) {
+            // Until the client has settled one read is kept for it.
+            let sent = if self.settled { self.client.poll_send(cx) } else { self.client.out.is_empty() };
+            if !sent {
                 break;
             }
             if self.client.mute && !self.is_closing() {
@@ -232,6 +246,8 @@ where
     }
 
     fn take_channel(&mut self, event: ChannelEvent, buf: &mut [u8]) {
+        // Who speaks has created its streams.
+        self.settle();
         let sending = self.lanes.sending;
         match event {
             // Without a terminal there is nobody to take a size, and nobody must wait for it.

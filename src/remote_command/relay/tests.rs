@@ -333,6 +333,23 @@ async fn an_empty_message_on_the_lowest_channel_tells_the_client_that_it_is_conn
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_hears_nothing_for_25_ms_unless_it_has_spoken() {
+    for speaks in [false, true] {
+        let Ends { mut client, mut upstream, .. } = started().await;
+        upstream.data(5, b"early", false).await;
+        let sent = Instant::now();
+        if speaks {
+            client.send(message(0, b"x")).await.unwrap();
+        }
+        // Nothing of it is lost, and the greeting comes first.
+        assert_eq!(client.next().await.unwrap().unwrap(), message(1, b""));
+        assert_eq!(client.next().await.unwrap().unwrap(), message(1, b"early"));
+        let wanted = if speaks { Duration::ZERO } else { Duration::from_millis(25) };
+        assert!(sent.elapsed().abs_diff(wanted) < Duration::from_millis(2), "{:?}", sent.elapsed());
+    }
+}
+
 // How sessions end.
 
 #[tokio::test(start_paused = true)]
