@@ -56,6 +56,8 @@ pub(super) struct Relay<C, U> {
     next_ping: u32,
     /// The client may be told something.
     settled: bool,
+    /// Where it is told that it is connected.
+    greeted_on: u8,
     /// Ticks in this phase; in [`Phase::Open`] ticks without payload.
     ticks: u32,
     /// Ticks since the client has been sent all there is.
@@ -105,6 +107,7 @@ where
             phase: Phase::Opening,
             next_ping: 1,
             settled: false,
+            greeted_on: lanes.lowest_readable(),
             ticks: 0,
             farewell: 0,
             bytes_in: 0,
@@ -122,7 +125,7 @@ where
         }
         self.settled = true;
         // An empty message tells the client that the session is on; Go's servers send it too.
-        self.client.out.push_front(&channel::head(Encoding::Binary, self.lanes.lowest_readable(), 0));
+        self.client.out.push_front(&channel::head(Encoding::Binary, self.greeted_on, 0));
         true
     }
 
