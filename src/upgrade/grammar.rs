@@ -7,7 +7,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::{Dialect, Refusal, StreamOptions, Subresource, Target};
 
+// A known bug for the fuzz target `upgrade_headers` to find: a name with a slash reaches another pod.
+#[cfg(planted)]
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
 /// What Go's `url.QueryEscape` leaves as it is; a space becomes `+` there, `%20` here, which every reader takes.
+#[cfg(not(planted))]
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 impl Target {
