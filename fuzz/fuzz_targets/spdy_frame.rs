@@ -20,7 +20,10 @@ enum Said {
     /// Which of two wrongs comes first may depend on the cut.
     Broken,
     /// How it stands at the end.
-    Rest { at_boundary: bool, in_progress: Option<(u32, usize)> },
+    Rest {
+        at_boundary: bool,
+        in_progress: Option<(u32, usize)>,
+    },
 }
 
 fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, mode: HeaderMode) -> Vec<Said> {
@@ -78,7 +81,8 @@ fn compare_with_heads(bytes: &[u8], said: &[Said]) {
                 let mut expected = Vec::new();
                 let mut ended = false;
                 // One run may be many frames; it ends at FIN, at another frame, or where the bytes do.
-                while !ended && let Some((first, flags, len)) = head(rest)
+                while !ended
+                    && let Some((first, flags, len)) = head(rest)
                     && first == *stream
                 {
                     let end = rest.len().min(HEAD_LEN + len);

@@ -61,8 +61,13 @@ fn read(plain: &[u8], reply: bool) -> Option<Pairs> {
     let mut pairs = Vec::new();
     for _ in 0..count {
         let (name, value) = (string(&mut rest)?, string(&mut rest)?);
-        let forbidden: [&[u8]; 5] =
-            [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", if reply { b"-" } else { b"host" }];
+        let forbidden: [&[u8]; 5] = [
+            b"connection",
+            b"keep-alive",
+            b"proxy-connection",
+            b"transfer-encoding",
+            if reply { b"-" } else { b"host" },
+        ];
         if name.iter().any(u8::is_ascii_uppercase) || name != b"-" && forbidden.contains(&name) {
             return None;
         }
@@ -116,8 +121,10 @@ fuzz_target!(|input: &[u8]| {
         assert!(headers.get(name).is_some() && headers.get(&name.to_uppercase()).is_some() | !name.is_ascii());
     }
     // What was read can be written, and reads back the same.
-    let text: Option<Vec<(&str, &str)>> =
-        found.iter().map(|(name, value)| Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))).collect();
+    let text: Option<Vec<(&str, &str)>> = found
+        .iter()
+        .map(|(name, value)| Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?)))
+        .collect();
     if let Some(text) = text {
         let mut encoded = Vec::new();
         let mut encoder = HeaderEncoder::new();

@@ -218,10 +218,9 @@ fn strange(kind: u8, stream: StreamId, how: u8) -> codec::Event {
         3 => codec::Event::Rst { stream, code: ResetCode(u32::from(how).max(1)) },
         4 => codec::Event::Headers { stream, fin, headers: Headers::default() },
         5 => codec::Event::Ping(stream.get()),
-        6 => codec::Event::GoAway {
-            last_good: StreamId::new(u32::from(how >> 2)),
-            code: GoAwayCode(u32::from(how & 3)),
-        },
+        6 => {
+            codec::Event::GoAway { last_good: StreamId::new(u32::from(how >> 2)), code: GoAwayCode(u32::from(how & 3)) }
+        }
         _ => codec::Event::WindowUpdate { stream, delta: u32::from(how) },
     }
 }

@@ -200,7 +200,9 @@ fn check_handshake(head: &Head) {
     answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("nobody, offers this"));
     assert!(handshake::check_response(switching, &answer, key, &all).is_err());
     // What this client sent is no answer to itself.
-    assert!(handshake::check_response(switching, headers, key, &all).is_err() || headers.contains_key(SEC_WEBSOCKET_ACCEPT));
+    assert!(
+        handshake::check_response(switching, headers, key, &all).is_err() || headers.contains_key(SEC_WEBSOCKET_ACCEPT)
+    );
 }
 
 thread_local! {
@@ -216,7 +218,12 @@ fuzz_target!(|input: &[u8]| {
             Ok(None) => {}
             Ok(Some(target)) => {
                 assert!(head.method == Method::GET || head.method == Method::POST);
-                assert!(!target.namespace.is_empty() && !target.pod.is_empty());
+                for name in
+                    [Some(&target.namespace), Some(&target.pod), target.container.as_ref()].into_iter().flatten()
+                {
+                    let path = name.contains(['/', '%']) || matches!(name.as_str(), "" | "." | "..");
+                    assert!(!path, "{name:?} is no segment of a path");
+                }
                 let StreamOptions { tty, stderr, .. } = target.options;
                 assert!(!(tty && stderr), "a terminal has one output");
                 check_rendering(&target);

@@ -18,12 +18,19 @@ const CLOSE_SIGNALS: u8 = 4;
 #[derive(Clone, Debug, PartialEq)]
 enum Said {
     /// One message, or as much of it as came before a control frame.
-    Message { text: bool, start: bool, payload: Vec<u8>, end: bool },
+    Message {
+        text: bool,
+        start: bool,
+        payload: Vec<u8>,
+        end: bool,
+    },
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Close),
     Broken(Error),
-    Rest { at_boundary: bool },
+    Rest {
+        at_boundary: bool,
+    },
 }
 
 /// What came on the channels, with the number of its message.
@@ -162,8 +169,10 @@ fuzz_target!(|input: &[u8]| {
         _ => assert_eq!(channels, cut_channels, "it matters where the messages are cut"),
     }
     // Whole messages only: nothing here writes fragments.
-    let mut messages: Vec<Said> =
-        whole.into_iter().filter(|said| !matches!(said, Said::Message { start, end, .. } if !(*start && *end))).collect();
+    let mut messages: Vec<Said> = whole
+        .into_iter()
+        .filter(|said| !matches!(said, Said::Message { start, end, .. } if !(*start && *end)))
+        .collect();
     messages.retain(|said| !matches!(said, Said::Broken(_) | Said::Rest { .. }));
     for (flags, mask) in [(0, Some([seed, 1, 2, 3])), (CLIENT, None)] {
         let (again, _) = decode(std::iter::once(&encode(&messages, mask)[..]), flags);
