@@ -213,5 +213,5 @@ async fn idle(count_in: &Count, count_out: &Count) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "client"))]
 mod tests;

@@ -24,6 +24,7 @@ use std::{future::poll_fn, pin::pin};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    task::unconstrained,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -73,7 +74,8 @@ where
             if let std::task::Poll::Ready(report) = relay.poll(cx) {
                 return std::task::Poll::Ready(report);
             }
-            if tick.as_mut().poll(cx).is_pending() {
+            // Unconstrained: a flood that uses up the task's budget must not stop the clock.
+            if pin!(unconstrained(tick.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
             relay.tick();
