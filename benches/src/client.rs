@@ -63,6 +63,8 @@ pub(crate) struct Session {
     status: Vec<u8>,
     /// Streams that the peer has not ended; of [`Carrier::V5`] the connection.
     open: usize,
+    /// Bytes of stdout that came together with the replies.
+    early: u64,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl To {
         let tcp = TcpStream::connect(self.addr)?;
         tcp.set_nodelay(true)?;
         tcp.set_read_timeout(Some(HANGS))?;
-        let mut session = Session { wire: Wire::Raw, buf: vec![0; READ], status: Vec::new(), open: 1, tcp };
+        let mut session = Session { wire: Wire::Raw, buf: vec![0; READ], status: Vec::new(), open: 1, early: 0, tcp };
         let tcp = &mut session.tcp;
         match self.carrier {
             Carrier::Raw => writeln!(tcp, "{}", command.join(" "))?,
@@ -155,7 +157,7 @@ impl Session {
         self.wire = Wire::Spdy { decoder, unreplied: names.len() };
         self.open = 2;
         while matches!(self.wire, Wire::Spdy { unreplied: 1.., .. }) {
-            self.receive()?;
+            self.early += self.receive()?;
         }
         Ok(())
     }
@@ -203,7 +205,7 @@ impl Session {
 
     /// Reads once. Returns how many bytes of stdout there were.
     pub(crate) fn receive(&mut self) -> Result<u64> {
-        let Self { tcp, buf, wire, status, open } = self;
+        let Self { tcp, buf, wire, status, open, .. } = self;
         let read = match tcp.read(buf) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
@@ -225,7 +227,9 @@ impl Session {
                     match step.event {
                         Some(websocket::Event::Data(data)) => match demux.data(&data, &mut buf[at..read])? {
                             Some(ChannelEvent::Data { id: STDOUT, range }) => stdout += range.len() as u64,
-                            Some(ChannelEvent::Data { id: ERROR, range }) => status.extend_from_slice(&buf[at..][range]),
+                            Some(ChannelEvent::Data { id: ERROR, range }) => {
+                                status.extend_from_slice(&buf[at..][range])
+                            }
                             _ => {}
                         },
                         Some(websocket::Event::Ping(payload)) => {
@@ -273,7 +277,7 @@ impl Session {
 
     /// Reads to the end, which must be a success. Returns how many bytes of stdout there were.
     pub(crate) fn finish(mut self) -> Result<u64> {
-        let mut stdout = 0;
+        let mut stdout = self.early;
         while !self.is_over() {
             stdout += self.receive()?;
         }

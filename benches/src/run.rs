@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
     Result,
@@ -23,7 +23,7 @@ const PING: Duration = Duration::from_secs(5);
 /// Sessions in the rows about idle ones.
 const IDLE: usize = 1000;
 
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Flags {
     /// A smoke test: small amounts, figures without worth.
     #[arg(long)]
@@ -31,6 +31,18 @@ pub(crate) struct Flags {
     /// Fail if a bar is missed.
     #[arg(long)]
     check: bool,
+    /// Only these rows; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Group>,
+}
+
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Moving,
+    Echoing,
+    ShortExecs,
+    Idling,
 }
 
 /// How much is done of everything.
@@ -54,10 +66,16 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     raise_descriptors()?;
     let peers = Peers::start()?;
     let mut rows = Vec::new();
-    moving(&peers, amounts, &mut rows)?;
-    echoing(&peers, amounts, &mut rows)?;
-    short_execs(&peers, amounts, &mut rows)?;
-    idling(&peers, amounts, &mut rows)?;
+    for group in Group::value_variants() {
+        if flags.only.is_empty() || flags.only.contains(group) {
+            match group {
+                Group::Moving => moving(&peers, amounts, &mut rows)?,
+                Group::Echoing => echoing(&peers, amounts, &mut rows)?,
+                Group::ShortExecs => short_execs(&peers, amounts, &mut rows)?,
+                Group::Idling => idling(&peers, amounts, &mut rows)?,
+            }
+        }
+    }
     let missed = table::print(&rows);
     match missed {
         1.. if flags.check => Err(format!("{missed} bars are missed").into()),
@@ -358,7 +376,13 @@ fn idling(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
     let ways = [
         ("one idle session, translated: RSS", &translating, Carrier::V5, "707 kB", Limit::AtMost(32.0, 12.0)),
         ("one idle session, SPDY passed through: RSS", &spdy_passing, Carrier::Spdy, "39 kB", Limit::AtMost(16.0, 8.0)),
-        ("one idle session, WebSocket passed through: RSS", &v5_passing, Carrier::V5, "39 kB", Limit::AtMost(16.0, 8.0)),
+        (
+            "one idle session, WebSocket passed through: RSS",
+            &v5_passing,
+            Carrier::V5,
+            "39 kB",
+            Limit::AtMost(16.0, 8.0),
+        ),
     ];
     for (work, peer, carrier, go, limit) in ways {
         let way = Way::new(peer, Dialect::ApiServer, carrier);
