@@ -28,7 +28,7 @@ use super::{
 use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
-    upgrade::{self, Dialect, Refusal, Report, Subresource, Target, is_upgrade, list, permitted, upgrade_names},
+    upgrade::{self, Dialect, Refusal, Report, Subresource, Target, can_switch, is_upgrade, permitted, upgrade_names},
 };
 
 /// Longest wait for a connection to the next hop.
@@ -78,8 +78,7 @@ impl<C: Connect> UpgradeProxy<C> {
             tracing::error!("a stream reached its leaf without a hop: the stack has no routing layer");
             return Err(refuse(Refusal::internal("no next hop")));
         };
-        // A layer above may have taken the client's side: then it adapts, and what it sends on is an upgrade.
-        if !list(&request.headers, http::header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")) {
+        if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));
         }
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
