@@ -21,7 +21,7 @@ mod report;
 mod session;
 mod target;
 
-pub use caller::Caller;
+pub use caller::{Caller, ClientAddr};
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 pub use io::{Io, Pending, accept, take};
 pub(crate) use permit::permitted;

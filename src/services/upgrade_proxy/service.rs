@@ -28,7 +28,10 @@ use super::{
 use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
-    upgrade::{self, Dialect, Refusal, Report, Subresource, Target, can_switch, is_upgrade, permitted, upgrade_names},
+    upgrade::{
+        self, ClientAddr, Dialect, Refusal, Report, Subresource, Target, can_switch, is_upgrade, permitted,
+        upgrade_names,
+    },
 };
 
 /// Longest wait for a connection to the next hop.
@@ -139,6 +142,9 @@ fn ask_for(client: &request::Parts, hop: Hop) -> Request<Empty<Bytes>> {
     *request.uri_mut() = hop.uri;
     let headers = request.headers_mut();
     handshake::strip_credentials(headers);
+    if let Some(ClientAddr(address)) = client.extensions.get() {
+        handshake::forwarded_for(headers, *address);
+    }
     headers.remove(TRANSFER_ENCODING);
     if client.method == Method::POST {
         // Go's servers want one, hyper leaves it out.
