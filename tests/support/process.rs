@@ -1,0 +1,95 @@
+//! A child process whose output can be waited for, and that dies with its handle.
+
+use std::{process::ExitStatus, process::Stdio, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, Command},
+    sync::watch,
+    time::timeout,
+};
+
+use super::Outcome;
+
+/// What a process has written so far.
+#[derive(Clone, Debug)]
+pub struct Written(watch::Receiver<String>);
+
+impl Written {
+    fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let (sender, receiver) = watch::channel(String::new());
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                sender.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..length])));
+            }
+        });
+        Self(receiver)
+    }
+
+    pub fn text(&self) -> String {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until `holds` is true of all that was written.
+    pub async fn until(&self, limit: Duration, what: &str, holds: impl Fn(&str) -> bool) -> Outcome<String> {
+        let mut receiver = self.0.clone();
+        let why = match timeout(limit, receiver.wait_for(|text| holds(text))).await {
+            Ok(Ok(text)) => return Ok(text.clone()),
+            Ok(Err(_)) => "the output ended",
+            Err(_) => "time ran out",
+        };
+        Err(format!("{why} before {what}; written so far:\n{}", self.text()))
+    }
+}
+
+/// A running process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    pub stdout: Written,
+    pub stderr: Written,
+}
+
+impl Process {
+    pub fn start(name: &str, command: &mut Command) -> Outcome<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| format!("{name}: {error}"))?;
+        let stdout = Written::collect(child.stdout.take().expect("stdout is piped"));
+        let stderr = Written::collect(child.stderr.take().expect("stderr is piped"));
+        Ok(Self { name: name.to_owned(), child, stdout, stderr })
+    }
+
+    /// Waits for the line `ready` on stdout.
+    pub async fn ready(&self) -> Outcome {
+        let ready = |text: &str| text.lines().any(|line| line.trim() == "ready");
+        self.stdout
+            .until(Duration::from_secs(30), "`ready`", ready)
+            .await
+            .map_err(|why| format!("{}: {why}\nstderr:\n{}", self.name, self.stderr.text()))?;
+        Ok(())
+    }
+
+    /// Sends SIGTERM and waits for the exit, which a drain must reach within 30 s.
+    pub async fn stop(mut self) -> Outcome<ExitStatus> {
+        signal(&self.child, Signal::TERM);
+        match timeout(Duration::from_secs(35), self.child.wait()).await {
+            Ok(status) => status.map_err(|error| format!("{}: {error}", self.name)),
+            Err(_) => Err(format!("{}: still there 35 s after SIGTERM\nstderr:\n{}", self.name, self.stderr.text())),
+        }
+    }
+}
+
+/// Sends a signal to this very child, if it still runs.
+pub fn signal(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+        let _ = kill_process(pid, signal);
+    }
+}
