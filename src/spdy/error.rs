@@ -44,10 +44,6 @@ impl Error {
         Self::new(Kind::Limit, message)
     }
 
-    pub(crate) fn kind(&self) -> Kind {
-        self.0.kind
-    }
-
     /// The peer sent what SPDY forbids. The connection is over.
     #[must_use]
     pub fn is_protocol(&self) -> bool {

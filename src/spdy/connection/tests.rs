@@ -199,7 +199,7 @@ async fn a_writer_dropped_without_fin_resets_and_a_stream_finished_does_not() {
     second.shutdown().await.unwrap();
     drop(second);
     assert_eq!(peer.next().await, Some(Event::Data { stream: id(3), range: 0..1, fin: false }));
-    assert_eq!(peer.next().await, Some(Event::Data { stream: id(3), range: 0..0, fin: true }));
+    assert_eq!(peer.next().await, Some(Event::Data { stream: id(3), range: 1..1, fin: true }));
     drop(first);
     assert_eq!(peer.next().await, Some(Event::Rst { stream: id(1), code: ResetCode::CANCEL }));
     // Only now that the peer sends what nobody reads is it told so.
@@ -399,16 +399,17 @@ async fn the_connections_bound_holds_for_all_streams_together() {
     let mut kept = Vec::new();
     let mut sent = 0;
     for _ in 0..20 {
-        let (mut near, far) = pair.stream().await;
+        kept.push(pair.stream().await);
+    }
+    for (near, _) in &mut kept {
         let write = near.write_all(&[3; 100 * 1024]);
         if tokio::time::timeout(Duration::from_millis(1), write).await.is_err() {
             break;
         }
         sent += 100;
-        kept.push((near, far));
     }
     assert!((1000..1400).contains(&sent), "{sent} KiB");
-    for (_, far) in &mut kept {
+    for (_, far) in kept.iter_mut().take(sent / 100) {
         let mut bytes = vec![0; 100 * 1024];
         far.read_exact(&mut bytes).await.unwrap();
     }
@@ -419,7 +420,8 @@ async fn writers_take_turns() {
     let (mut peer, mut incoming, _handle, _task) = by_hand_server();
     for number in [1, 3] {
         peer.syn(number).await;
-        let mut stream = incoming.accept().await.unwrap();
+    }
+    for mut stream in [incoming.accept().await.unwrap(), incoming.accept().await.unwrap()] {
         stream.reply();
         tokio::spawn(async move {
             stream.write_all(&[0; 640 * 1024]).await.unwrap();
@@ -665,4 +667,49 @@ async fn a_failed_write_does_not_lose_what_had_come() {
     assert_eq!(read_all(&mut stream).await.len(), 2 << 20);
     assert_eq!(stream.ended(), Some(RecvEnd::Fin));
     assert!(task.await.unwrap().unwrap_err().is_lost());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn over_tcp_and_threads_every_byte_arrives_and_both_ends_close_in_order() {
+    const LEN: usize = 4 << 20;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server_task = tokio::spawn(async move {
+        let (mut incoming, handle, connection) = server(listener.accept().await.unwrap().0, Config::new());
+        let task = tokio::spawn(connection);
+        let mut echoes = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let stream = incoming.accept().await.unwrap();
+            stream.reply();
+            let (mut read, mut write) = stream.into_split();
+            echoes.spawn(async move {
+                assert_eq!(tokio::io::copy(&mut read, &mut write).await.unwrap(), LEN as u64);
+                write.shutdown().await.unwrap();
+            });
+        }
+        echoes.join_all().await;
+        handle.close();
+        task.await.unwrap()
+    });
+    let (handle, connection) = client(tokio::net::TcpStream::connect(address).await.unwrap(), Config::new());
+    let client_task = tokio::spawn(connection);
+    let mut streams = tokio::task::JoinSet::new();
+    for number in 0..8u8 {
+        let (mut read, mut write) = handle.open(&[]).await.unwrap().into_split();
+        streams.spawn(async move {
+            for chunk in 0..LEN / 4096 {
+                write.write_all(&[number ^ chunk as u8; 4096]).await.unwrap();
+            }
+            write.shutdown().await.unwrap();
+        });
+        streams.spawn(async move {
+            let bytes = read_all(&mut read).await;
+            assert_eq!(bytes.len(), LEN);
+            assert!(bytes.chunks(4096).enumerate().all(|(chunk, bytes)| bytes == [number ^ chunk as u8; 4096]));
+            assert_eq!(read.ended(), Some(RecvEnd::Fin));
+        });
+    }
+    streams.join_all().await;
+    client_task.await.unwrap().unwrap();
+    server_task.await.unwrap().unwrap();
 }
