@@ -67,19 +67,6 @@ pub fn accept(request: &mut Extensions, response: &mut Extensions) -> Pending {
     })
 }
 
-/// Puts a side into the extensions of a request or a `101`, for whoever comes next.
-pub(crate) fn put(into: &mut Extensions, pending: Pending) {
-    match pending.side {
-        Side::Hyper(on) => {
-            into.insert(on);
-        }
-        Side::Local(io) => {
-            into.insert(Local(Arc::new(Mutex::new(Some(io)))));
-        }
-    }
-    into.insert(pending.session);
-}
-
 pub(crate) fn has_side(extensions: &Extensions) -> bool {
     extensions.get::<OnUpgrade>().is_some() || extensions.get::<Local>().is_some()
 }

@@ -215,6 +215,9 @@ impl<'a> Slices<'a> {
 impl Outbox {
     /// Queues control that must not wait for data. It never goes inside a frame.
     pub(crate) fn push_front(&mut self, frame: &[u8]) {
+        // A peer that never takes all of it must not make it grow by what it has taken.
+        self.front.bytes.drain(..self.front.sent);
+        self.front.sent = 0;
         self.front.bytes.extend_from_slice(frame);
     }
 
@@ -228,9 +231,12 @@ impl Outbox {
         self.tail.bytes.extend_from_slice(frame);
     }
 
-    /// The batch to fill, which is empty: callers fill it only when everything before was written.
+    /// The batch to fill. Callers fill it only when everything before was written, with pieces of one buffer.
     pub(crate) fn batch(&mut self) -> &mut Batch {
-        debug_assert!(self.batch.buffer.is_none(), "a batch is filled only when the one before is written");
+        debug_assert!(
+            self.batch.buffer.is_none() && !self.batch.started(),
+            "a batch is filled only when the one before is written"
+        );
         &mut self.batch
     }
 
@@ -297,3 +303,6 @@ impl Outbox {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@
 
 mod base64;
 pub mod channel;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod codec;
 mod error;
 mod frame;

@@ -214,4 +214,5 @@ async fn idle(count_in: &Count, count_out: &Count) {
 }
 
 #[cfg(test)]
+#[cfg(feature = "client")]
 mod tests;

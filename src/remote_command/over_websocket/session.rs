@@ -6,18 +6,19 @@
 //!    '----connection lost, peer dead--------------------+-------------------------------'----------------^
 //! ```
 
+mod clocks;
+mod from_client;
+mod to_client;
+
 use std::{
     borrow::Cow,
-    cell::Cell,
-    io, mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     sync::watch,
     time::{Instant, Sleep, sleep_until},
 };
@@ -25,15 +26,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Limits, WsProtocol,
-    pipes::{self, HEADROOM, InputSender, OutputReceiver},
+    pipes::{self, InputSender, OutputReceiver},
 };
 use crate::{
     BoxError,
     remote_command::{Exit, Input, Output, Stdio, TerminalSize, resize::ResizeDecoder, status},
     upgrade::{End, Report, StreamOptions},
     websocket::{
-        self, ControlFrame, Decoder, Event, Payload, Role,
-        channel::{self, ChannelEvent, Demux, Encoding},
+        self, ControlFrame, Decoder, Payload, Role,
+        channel::{self, Demux, Encoding},
     },
 };
 
@@ -45,11 +46,6 @@ const ROUNDS: usize = 16;
 
 /// Far enough away for a timer that waits for nothing.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-thread_local! {
-    /// A buffer to read into. A read is parsed whole before the poll returns, so a session needs none of its own.
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
 
 #[derive(Debug)]
 pub(super) struct Session<Io> {
@@ -302,323 +298,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             self.gone.cancel();
             self.process_until.get_or_insert_with(|| Instant::now() + self.limits.run_grace);
         }
-    }
-
-    // ---- to the client
-
-    /// Writes until there is nothing to write, or no room. True if anything changed.
-    fn poll_out(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
-        loop {
-            if let Phase::Over = self.phase {
-                return moved;
-            }
-            match self.poll_frame(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!(%error, "writing to the client failed");
-                    self.lost("the connection to the client was lost");
-                    return true;
-                }
-                Poll::Pending => {
-                    self.blocked = true;
-                    return moved;
-                }
-            }
-            self.blocked = false;
-            if self.next_frame(cx) {
-                moved = true;
-                continue;
-            }
-            if !self.unflushed {
-                return moved | self.shut_down(cx);
-            }
-            match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => {
-                    self.unflushed = false;
-                    self.out = Vec::new();
-                    if let Phase::Ending { close: None, .. } = self.phase {
-                        self.phase =
-                            Phase::Closing { until: Instant::now() + self.limits.close_handshake, shut: false };
-                    }
-                    moved = true;
-                }
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!(%error, "writing to the client failed");
-                    self.lost("the connection to the client was lost");
-                    return true;
-                }
-                Poll::Pending => {
-                    self.blocked = true;
-                    return moved;
-                }
-            }
-        }
-    }
-
-    /// Half-closes after both Closes. The peer's bytes are still read: what is unread when a socket is dropped makes
-    /// its system throw away what it has not read itself.
-    fn shut_down(&mut self, cx: &mut Context<'_>) -> bool {
-        let Phase::Closing { shut: shut @ false, .. } = &mut self.phase else { return false };
-        if !self.peer_closed {
-            return false;
-        }
-        match Pin::new(&mut self.io).poll_shutdown(cx) {
-            Poll::Ready(Ok(())) => *shut = true,
-            Poll::Ready(Err(_)) => self.phase = Phase::Over,
-            Poll::Pending => return false,
-        }
-        true
-    }
-
-    /// Writes the rest of a frame.
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.out_at < self.out.len() {
-            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.out_at..]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.out_at += written;
-            self.unflushed = true;
-        }
-        self.out.clear();
-        self.out_at = 0;
-        Poll::Ready(Ok(()))
-    }
-
-    /// Puts the next frame into `out`. Control frames first: they are small, and someone waits for them.
-    fn next_frame(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Phase::Closing { .. } = self.phase {
-            return false;
-        }
-        if let Some(pong) = self.pong.take() {
-            self.out.extend_from_slice(&ControlFrame::pong(&pong, None));
-            return true;
-        }
-        if mem::take(&mut self.ping) {
-            self.out.extend_from_slice(&ControlFrame::ping(&Payload::default(), None));
-            return true;
-        }
-        for turn in 0..2 {
-            let at = (self.first + turn) % 2;
-            if let Some((id, output)) = &self.outputs[at]
-                && output.take(&mut self.out, cx)
-            {
-                let id = *id;
-                self.bytes_out += (self.out.len() - HEADROOM) as u64;
-                self.last_payload = Instant::now();
-                self.first = 1 - at;
-                self.frame_output(id);
-                return true;
-            }
-        }
-        let Phase::Ending { status, close, until } = &mut self.phase else { return false };
-        if !status.is_empty() {
-            until.get_or_insert_with(|| Instant::now() + self.limits.status_write);
-            let now = status.len().min(CHUNK / 4 * 3);
-            self.out.resize(HEADROOM, 0);
-            self.out.extend(status.drain(..now));
-            self.frame_output(channel::ERROR);
-            return true;
-        }
-        if let Some(close) = close.take() {
-            until.get_or_insert_with(|| Instant::now() + self.limits.status_write);
-            self.out.extend_from_slice(&close);
-            return true;
-        }
-        false
-    }
-
-    /// Makes a message of `out`, which holds headroom and payload.
-    fn frame_output(&mut self, id: u8) {
-        match self.protocol.encoding() {
-            Encoding::Binary => {
-                let head = channel::head(Encoding::Binary, id, self.out.len() - HEADROOM);
-                self.out_at = HEADROOM - head.len();
-                self.out[self.out_at..HEADROOM].copy_from_slice(&head);
-            }
-            Encoding::Base64 => {
-                let text = BASE64_STANDARD.encode(&self.out[HEADROOM..]);
-                self.out.clear();
-                self.out.extend_from_slice(&channel::head(Encoding::Base64, id, text.len()));
-                self.out.extend_from_slice(text.as_bytes());
-            }
-        }
-    }
-
-    // ---- from the client
-
-    /// Reads once. True if anything changed.
-    fn poll_in(&mut self, cx: &mut Context<'_>) -> bool {
-        let room = match (&self.phase, &self.stdin) {
-            (Phase::Over, _) => return false,
-            // A read is never more than stdin has room for, so it can be parsed whole.
-            (Phase::Running, Some(stdin)) => stdin.poll_room(cx),
-            _ => Poll::Ready(CHUNK),
-        };
-        let Poll::Ready(room) = room else {
-            if !self.paused {
-                self.paused = true;
-                self.last_sign = Instant::now();
-            }
-            return false;
-        };
-        self.paused = false;
-        let mut buffer = BUFFER.take();
-        buffer.resize(CHUNK, 0);
-        let mut read = ReadBuf::new(&mut buffer[..room.min(CHUNK)]);
-        let result = Pin::new(&mut self.io).poll_read(cx, &mut read);
-        let filled = read.filled().len();
-        match result {
-            Poll::Ready(Ok(())) if filled > 0 => {
-                self.quiet_since = None;
-                self.parse(&mut buffer[..filled]);
-            }
-            Poll::Ready(Ok(())) => self.lost("the client went away"),
-            Poll::Ready(Err(ref error)) => {
-                tracing::debug!(%error, "reading from the client failed");
-                self.lost("the connection to the client was lost");
-            }
-            Poll::Pending => {}
-        }
-        BUFFER.set(buffer);
-        result.is_ready()
-    }
-
-    fn parse(&mut self, buf: &mut [u8]) {
-        let mut at = 0;
-        while at < buf.len() {
-            let rest = &mut buf[at..];
-            let consumed = self.decoder.step(rest).and_then(|step| {
-                match step.event {
-                    Some(Event::Data(data)) => self.data(&data, rest)?,
-                    // One answer to several Pings is enough (RFC 6455, 5.5.3), and a flood of them takes no memory.
-                    Some(Event::Ping(payload)) => self.pong = Some(payload),
-                    Some(Event::Close(close)) => self.peer_closed(&close),
-                    Some(Event::Pong(_)) | None => {}
-                }
-                Ok(step.consumed)
-            });
-            match consumed {
-                Ok(consumed) => at += consumed,
-                Err(error) => return self.violated(error),
-            }
-        }
-    }
-
-    fn data(&mut self, data: &websocket::Data, buf: &mut [u8]) -> Result<(), websocket::Error> {
-        let Phase::Running = self.phase else { return Ok(()) };
-        match self.demux.data(data, buf)? {
-            Some(ChannelEvent::Data { id: channel::STDIN, range }) => {
-                self.received(range.len());
-                if let Some(stdin) = &self.stdin {
-                    stdin.push(&buf[range]);
-                }
-            }
-            Some(ChannelEvent::Data { id: channel::RESIZE, range }) => {
-                self.received(range.len());
-                if let Some((decoder, sizes)) = &mut self.resize
-                    && let Some(size) = decoder.push(&buf[range])
-                {
-                    sizes.send_replace(Some(size));
-                }
-            }
-            Some(ChannelEvent::Closed(channel::STDIN)) => {
-                if let Some(stdin) = &self.stdin {
-                    stdin.end();
-                }
-            }
-            // The other channels are ours to write; Kubernetes ignores what comes in on them.
-            Some(ChannelEvent::Data { .. } | ChannelEvent::Closed(_)) | None => {}
-        }
-        Ok(())
-    }
-
-    fn received(&mut self, bytes: usize) {
-        self.bytes_in += bytes as u64;
-        self.last_payload = Instant::now();
-    }
-
-    // ---- time
-
-    /// Does what is due. True if anything changed.
-    fn check_clocks(&mut self, now: Instant) -> bool {
-        match self.phase {
-            Phase::Running if self.idle_until().is_some_and(|at| at <= now) => {
-                self.fail("the session was idle for too long", 1000);
-                return true;
-            }
-            Phase::Ending { until, .. } if until.or(self.idle_until()).is_some_and(|at| at <= now) => {
-                self.lost("the client did not read to the end");
-                return true;
-            }
-            Phase::Closing { until, .. } if until <= now => {
-                self.phase = Phase::Over;
-                return true;
-            }
-            Phase::Closing { .. } | Phase::Over => return false,
-            Phase::Running | Phase::Ending { .. } => {}
-        }
-        if self.blocked || self.paused {
-            self.quiet_since = None;
-            if self.blocked || self.last_sign + self.limits.pong_every > now {
-                return false;
-            }
-            self.last_sign = now;
-            self.pong.get_or_insert_default();
-            return true;
-        }
-        let quiet_since = *self.quiet_since.get_or_insert(now);
-        if quiet_since + self.limits.dead_after <= now {
-            self.lost("the client gave no sign of life");
-            return true;
-        }
-        if quiet_since.max(self.last_sign) + self.limits.ping_after <= now {
-            self.last_sign = now;
-            self.ping = true;
-            return true;
-        }
-        false
-    }
-
-    fn idle_until(&self) -> Option<Instant> {
-        (!self.limits.idle.is_zero()).then(|| self.last_payload + self.limits.idle)
-    }
-
-    /// The next moment at which [`check_clocks`](Self::check_clocks), or the wait for the process, has something to do.
-    fn next_deadline(&self) -> Option<Instant> {
-        let of_phase = match self.phase {
-            Phase::Running => self.idle_until(),
-            Phase::Ending { until, .. } => until.or(self.idle_until()),
-            Phase::Closing { until, .. } => Some(until),
-            Phase::Over => None,
-        };
-        let of_peer = match self.phase {
-            Phase::Running | Phase::Ending { .. } if self.blocked => None,
-            Phase::Running | Phase::Ending { .. } if self.paused => Some(self.last_sign + self.limits.pong_every),
-            Phase::Running | Phase::Ending { .. } => self
-                .quiet_since
-                .map(|since| (since.max(self.last_sign) + self.limits.ping_after).min(since + self.limits.dead_after)),
-            Phase::Closing { .. } | Phase::Over => None,
-        };
-        let of_process = self.process_until.filter(|_| self.process_running && matches!(self.phase, Phase::Over));
-        [of_phase, of_peer, of_process].into_iter().flatten().min()
-    }
-
-    /// Arms the timer. It may go off early: a deadline that only moved away is not worth touching the timer for.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(next) = self.next_deadline() else { return Poll::Pending };
-        if next < self.timer.deadline() || self.timer.is_elapsed() {
-            self.timer.as_mut().reset(next);
-        }
-        while self.timer.as_mut().poll(cx).is_ready() {
-            if next <= Instant::now() {
-                cx.waker().wake_by_ref();
-                break;
-            }
-            self.timer.as_mut().reset(next);
-        }
-        Poll::Pending
     }
 }
 

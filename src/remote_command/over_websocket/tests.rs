@@ -532,3 +532,35 @@ async fn a_dropped_session_tells_the_process() {
     session.abort();
     gone.cancelled().await;
 }
+
+#[tokio::test]
+async fn a_client_that_still_writes_reads_the_status_over_tcp() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    for _ in 0..20 {
+        let run = |stdio: Stdio| async move {
+            stdio.stdin.expect("stdin").read_u8().await?;
+            stdio.stdout.expect("stdout").write_all(&vec![b'x'; 200_000]).await?;
+            Ok(Exit::Code(4))
+        };
+        let (client, server) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let io = server.expect("accepted").0;
+        let session =
+            tokio::spawn(serve(io, WsProtocol::V5, &options("io"), Limits::default(), CancellationToken::new(), run));
+        let client = WebSocketStream::from_raw_socket(client.expect("connected"), Role::Client, None).await;
+        let (mut sink, mut stream) = client.split();
+        let sender = tokio::spawn(async move { while sink.send(binary(&[0; 30_000])).await.is_ok() {} });
+        let (mut output, mut status) = (0, Vec::new());
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(bytes) if bytes[0] == 3 => status.extend_from_slice(&bytes[1..]),
+                Message::Binary(bytes) => output += bytes.len() - 1,
+                _ => {}
+            }
+        }
+        assert_eq!((status::decode(&status), output), (status::Outcome::Exited(Exit::Code(4)), 200_000));
+        sender.abort();
+        drop(stream);
+        assert_eq!(session.await.expect("no panic").end, End::ExitCode(4));
+    }
+}

@@ -21,6 +21,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::unconstrained,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,7 @@ where
         down: Half::default(),
         watch: watched.map(Watch::new),
         over: None,
+        client_first: false,
         quiet: 0,
     };
     let mut drained = pin!(drain.cancelled());
@@ -64,7 +66,8 @@ where
             if let Poll::Ready(report) = carrier.poll(cx) {
                 return Poll::Ready(report);
             }
-            ready!(tick.as_mut().poll(cx));
+            // Unconstrained: a flood that uses up the task's budget must not stop the clock.
+            ready!(pin!(unconstrained(tick.as_mut())).poll(cx));
             carrier.tick();
             tick.as_mut().reset(Instant::now() + TICK);
         }
@@ -82,6 +85,8 @@ struct Carrier<C, U> {
     watch: Option<Watch>,
     /// Set where the session is over before both sides have ended it.
     over: Option<(End, &'static str)>,
+    /// The client ended before upstream did.
+    client_first: bool,
     /// Ticks in which nothing moved.
     quiet: u32,
 }
@@ -169,8 +174,10 @@ where
         loop {
             let up = self.up.poll(cx, &mut self.client, &mut self.upstream);
             let up_moved = !matches!(up, Read::Nothing);
-            if let Read::Some(buffer, length) = up {
-                self.take(true, buffer, length);
+            match up {
+                Read::Some(buffer, length) => self.take(true, buffer, length),
+                Read::End => self.client_first = self.down.state == State::Open,
+                Read::Nothing => {}
             }
             let down = self.down.poll(cx, &mut self.upstream, &mut self.client);
             let down_moved = !matches!(down, Read::Nothing);
@@ -202,8 +209,8 @@ where
             return;
         };
         let watched = match up {
-            true => watch.from_client(&mut buffer[..length], &mut half.out),
-            false => watch.from_upstream(&mut buffer[..length], &mut half.out),
+            true => watch.client_says(&mut buffer[..length], &mut half.out),
+            false => watch.upstream_says(&mut buffer[..length], &mut half.out),
         };
         half.out.keep(buffer);
         if let Err(error) = watched {
@@ -255,6 +262,9 @@ where
     fn report(&self) -> Report {
         let (end, cause) = match (self.over, &self.watch) {
             (Some(over), _) => over,
+            (None, Some(watch)) if self.client_first && !watch.has_ended() => {
+                (End::ClientGone, "the client's connection ended")
+            }
             (None, Some(watch)) => watch.end(),
             (None, None) => (End::Carried, "both sides have ended"),
         };

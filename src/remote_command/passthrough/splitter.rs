@@ -19,7 +19,7 @@ pub(super) enum Found<'a> {
     Control(&'a [u8]),
 }
 
-/// Whether a control frame goes on to the other side.
+/// Whether a control frame, or an empty DATA frame, goes on to the other side.
 #[derive(PartialEq, Eq)]
 pub(super) enum Then {
     Pass,
@@ -100,8 +100,9 @@ impl Splitter {
                     if filled + here == HEAD_LEN {
                         self.begin(head)?;
                         if let State::Data { stream, left: 0, fin } = self.state {
-                            found(Found::Data { stream, payload: &[], fin })?;
-                            out.batch().push_with_head(&head, at..at);
+                            if found(Found::Data { stream, payload: &[], fin })? == Then::Pass {
+                                out.batch().push_with_head(&head, at..at);
+                            }
                             self.state = State::Between;
                         }
                     }

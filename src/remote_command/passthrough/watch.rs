@@ -9,7 +9,7 @@ use crate::{
     spdy::{
         Error,
         codec::{Decoder, Event, HeaderMode, Limits},
-        frame::{self, ResetCode, StreamId},
+        frame::{self, StreamId},
     },
     upgrade::{End, outbox::Outbox},
 };
@@ -19,6 +19,7 @@ const GOAWAY: u32 = 0x8003_0007;
 const RST_STREAM: u32 = 0x8003_0003;
 const SYN_STREAM: u32 = 0x8003_0001;
 const PING: u32 = 0x8003_0006;
+const HEADERS: u32 = 0x8003_0008;
 
 /// Our pings: odd as a client's, and far from where clients count.
 const OUR_PING: u32 = 0x7fff_ff01;
@@ -46,7 +47,9 @@ pub(super) struct Watch {
     /// What upstream said on the error stream, and whether it has ended it.
     status: Vec<u8>,
     error_ended: bool,
-    goaway: bool,
+    /// Upstream's GOAWAY. The client reads nothing behind it, so it waits for the status.
+    goaway: Option<Vec<u8>>,
+    /// A failure was written in upstream's place.
     lost: bool,
     silent: u32,
     heard: bool,
@@ -62,74 +65,97 @@ impl Watch {
             error: None,
             status: Vec::new(),
             error_ended: false,
-            goaway: false,
+            goaway: None,
             lost: false,
             silent: 0,
             heard: false,
         }
     }
 
-    pub(super) fn from_client(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn client_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         let (headers, error) = (&mut self.headers, &mut self.error);
         self.up.split(buf, out, |found| {
             let Found::Control(frame) = found else { return Ok(Then::Pass) };
-            if word(frame, 0) == SYN_STREAM {
-                if let Some(decoder) = headers {
-                    if let Event::SynStream { stream, headers: of, .. } = decoder.step(frame)?.event {
-                        if of.get("streamtype") == Some(b"error") {
-                            *error = Some(stream);
-                            *headers = None;
-                        }
-                    }
-                }
+            // All header blocks of a direction share one compression.
+            if matches!(word(frame, 0), SYN_STREAM | HEADERS)
+                && let Some(decoder) = headers
+                && let Event::SynStream { stream, headers: of, .. } = decoder.step(frame)?.event
+                && of.get("streamtype") == Some(b"error")
+            {
+                *error = Some(stream);
+                *headers = None;
             }
             Ok(Then::Pass)
         })
     }
 
-    pub(super) fn from_upstream(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn upstream_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         self.heard = true;
         let error = self.error.map(StreamId::get);
+        let has_status = self.version.has_status();
         let (status, error_ended, goaway) = (&mut self.status, &mut self.error_ended, &mut self.goaway);
-        self.down.split(buf, out, |found| {
+        // Upstream ends the error stream and has said nothing: the client would take that for a success.
+        let mut unsaid = false;
+        let split = self.down.split(buf, out, |found| {
             match found {
                 Found::Data { stream, payload, fin } if Some(stream) == error => {
                     let room = MAX_STATUS.saturating_sub(status.len());
                     status.extend_from_slice(&payload[..payload.len().min(room)]);
+                    if fin && has_status && status.is_empty() {
+                        unsaid = true;
+                        return Ok(Then::Swallow);
+                    }
                     *error_ended |= fin;
                 }
                 Found::Data { .. } => {}
                 Found::Control(frame) => match word(frame, 0) {
-                    RST_STREAM if Some(word(frame, 8)) == error => *error_ended = true,
-                    GOAWAY => *goaway = true,
+                    RST_STREAM if Some(word(frame, 8)) == error => {
+                        if has_status && status.is_empty() && !*error_ended {
+                            unsaid = true;
+                            return Ok(Then::Swallow);
+                        }
+                        *error_ended = true;
+                    }
+                    GOAWAY => {
+                        *goaway = Some(frame.to_vec());
+                        return Ok(Then::Swallow);
+                    }
                     PING if word(frame, 8) == OUR_PING => return Ok(Then::Swallow),
                     _ => {}
                 },
             }
             Ok(Then::Pass)
-        })
+        });
+        if unsaid || self.goaway.is_some() {
+            self.write_lost_status(out);
+        }
+        if let Some(frame) = &mut self.goaway {
+            out.push_tail(&std::mem::take(frame));
+        }
+        split
     }
 
     /// Upstream has ended: if it owes a status, writes one that says so.
     pub(super) fn write_lost_status(&mut self, out: &mut Outbox) {
         let Some(error) = self.error else { return };
-        let told = match self.version.has_status() {
-            true => !self.status.is_empty(),
-            false => self.error_ended || self.goaway || !self.status.is_empty(),
-        };
-        if told {
+        if self.lost || self.error_ended {
+            return;
+        }
+        if !self.version.has_status() {
+            if self.goaway.is_some() || !self.status.is_empty() {
+                return;
+            }
+        } else if !matches!(status::decode(&self.status), Outcome::Invalid(_)) {
             return;
         }
         self.lost = true;
-        if self.error_ended {
-            // The client has forgotten the stream: nothing more can be said on it.
-            out.push_tail(&frame::rst(error, ResetCode::INTERNAL_ERROR));
-            return;
+        if self.status.is_empty() {
+            let why = "the connection to the next hop was lost before the status of the command";
+            let status = status::encode_failure(self.version, why);
+            out.push_tail(&frame::data_head(error, status.len(), false));
+            out.push_tail(status.as_bytes());
         }
-        let why = "the connection to the next hop was lost before the status of the command";
-        let status = status::encode_failure(self.version, why);
-        out.push_tail(&frame::data_head(error, status.len(), false));
-        out.push_tail(status.as_bytes());
+        // A status that was cut off is no success either: it only has to end.
         out.push_tail(&frame::data_head(error, 0, true));
     }
 
@@ -145,6 +171,11 @@ impl Watch {
 
     pub(super) fn ping(&mut self, out: &mut Outbox) {
         out.push_front(&frame::ping(OUR_PING));
+    }
+
+    /// Upstream has said how the command ended.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.lost && (self.error_ended || self.goaway.is_some() || !self.status.is_empty())
     }
 
     /// How the session ended, as far as frames tell.

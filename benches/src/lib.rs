@@ -1,1 +1,0 @@
-//! Peers and measuring client for `scripts/bench`.
