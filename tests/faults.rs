@@ -34,8 +34,7 @@ async fn lab(kubelet: &ScriptedKubelet) -> Lab {
 /// One exec that the kubelet's death ends.
 async fn dies(lab: &Lab, client: &Client, cut: Cut, death: Death, version: &str) -> Outcome {
     let run = Run { lab, client };
-    let output =
-        run.kubectl(&["exec", "demo", "-c", "shell", "--", cut.name(), death.name(), version]).await?;
+    let output = run.kubectl(&["exec", "demo", "-c", "shell", "--", cut.name(), death.name(), version]).await?;
     ensure!(output.code != Some(0), "false success: {output:?}");
     ensure!(output.code.is_some(), "killed: {output:?}");
     ensure!(!output.stderr.trim().is_empty(), "it exits without a word: {output:?}");

@@ -21,11 +21,13 @@ use tokio::{
     net::TcpStream,
     time::{interval, timeout},
 };
-use tower_kube_streaming::spdy::{StreamId, frame::{HeaderEncoder, data_head}};
+use tower_kube_streaming::spdy::{
+    StreamId,
+    frame::{HeaderEncoder, data_head},
+};
 use tower_kube_streaming_testing::{
     Death,
     client::{Exec, Spdy, V5, connect, message, tcp},
-
     kubelet::{Cut, ScriptedKubelet},
 };
 

@@ -259,7 +259,9 @@ impl Output {
             match step.event {
                 Some(Event::Data(mut data)) => {
                     data.range = data.range.start + at..data.range.end + at;
-                    if let Some(ChannelEvent::Data { id, range }) = self.demux.data(&data, buf).map_err(io::Error::other)? {
+                    if let Some(ChannelEvent::Data { id, range }) =
+                        self.demux.data(&data, buf).map_err(io::Error::other)?
+                    {
                         let payload = &buf[range];
                         match id {
                             STDOUT => stdout.push(payload.to_vec()),

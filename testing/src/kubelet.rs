@@ -11,9 +11,9 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 use tower_kube_streaming::spdy::{
+    StreamId,
     codec::{Decoder, Event, HeaderMode, Limits},
     frame::{GoAwayCode, HeaderEncoder, data_head, goaway, ping},
-    StreamId,
 };
 
 use crate::{Death, http};
@@ -156,7 +156,8 @@ impl Session {
         let cut = Cut::from_name(words.first().copied().unwrap_or_default());
         let death = words.get(1).and_then(|name| Death::from_name(name)).unwrap_or(Death::Fin);
         let v1 = words.get(2) == Some(&"v1");
-        let asked = ["input", "output", "error", "tty"].map(|name| http::parameters(&head, name).any(|value| value == "1"));
+        let asked =
+            ["input", "output", "error", "tty"].map(|name| http::parameters(&head, name).any(|value| value == "1"));
         let streams = 1 + asked.iter().filter(|asked| **asked).count();
 
         let version = if v1 { "channel.k8s.io" } else { "v4.channel.k8s.io" };
