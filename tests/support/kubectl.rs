@@ -58,8 +58,7 @@ impl fmt::Display for Client {
 /// `KUBECTL_VERSIONS` says which: unset the newest that is there, `all`, or a list such as `1.28,1.37`. The binaries are
 /// those that `scripts/kubectls` fetches; one that is missing is skipped, or fails under `REQUIRE_REAL=1`.
 pub fn clients() -> Vec<Client> {
-    let dir = env::var_os("KUBECTL_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/kubectl"), PathBuf::from);
+    let dir = directory();
     let asked = env::var("KUBECTL_VERSIONS").unwrap_or_default();
     let mut clients: Vec<Client> = MATRIX
         .iter()
@@ -88,6 +87,22 @@ pub fn clients() -> Vec<Client> {
         there
     });
     clients
+}
+
+/// The kubectl of one version that speaks WebSocket or SPDY. `None`: it is not there, which is a SKIP.
+pub fn client(version: &str, websocket: bool) -> Option<Client> {
+    let (version, env, websocket) = *MATRIX.iter().find(|(of, _, speaks)| *of == version && *speaks == websocket)?;
+    let client = Client { version, websocket, env, binary: directory().join(format!("kubectl-{version}")) };
+    if client.binary.exists() {
+        return Some(client);
+    }
+    skip(&format!("{} is missing; scripts/kubectls fetches it", client.binary.display()));
+    None
+}
+
+fn directory() -> PathBuf {
+    env::var_os("KUBECTL_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/kubectl"), PathBuf::from)
 }
 
 /// What a run left behind.

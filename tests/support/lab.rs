@@ -115,7 +115,7 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].iter().map(|line| format!("{line}\n")).collect()
 }
 
-fn write(path: &Path, text: &str) -> Outcome {
+pub(super) fn write(path: &Path, text: &str) -> Outcome {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -147,6 +147,11 @@ fn examples() -> &'static Path {
         let profile = own.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
         let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile's folder has a name");
         let mut cargo = Cargo::new(env!("CARGO"));
+        // A test's own package must not be seen: ring's build script reruns when these change, and with it half a build.
+        let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)).for_each(|(name, _)| {
+            cargo.env_remove(name);
+        });
         cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--all-features"]);
         cargo.arg("--profile").arg(if name == "debug" { "dev" } else { name });
         cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in target"));
@@ -165,7 +170,7 @@ fn examples() -> &'static Path {
 }
 
 /// The port in the first `127.0.0.1:PORT` of a text.
-fn port_in(text: &str) -> Option<u16> {
+pub(super) fn port_in(text: &str) -> Option<u16> {
     text.split("127.0.0.1:").skip(1).find_map(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok().filter(|port| *port != 0)
@@ -173,7 +178,7 @@ fn port_in(text: &str) -> Option<u16> {
 }
 
 /// The demo's objects with the kubelet's real port, and a second Pod that has no default container.
-fn cluster(kubelet_port: u16) -> String {
+pub(super) fn cluster(kubelet_port: u16) -> String {
     format!(
         r#"apiVersion: v1
 kind: Node

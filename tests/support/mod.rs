@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `process` | a child process whose output can be waited for, and that dies with its handle |
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
+//! | `plain` | a lab over plain HTTP, for faults between the parts |
+//! | `proc` | what a process holds: memory, descriptors, threads, children |
 //! | `kubectl` | which kubectl binaries there are, and one run of one of them |
 //! | `terminal` | a program on a real pty |
 
@@ -11,6 +13,8 @@
 
 pub mod kubectl;
 pub mod lab;
+pub mod plain;
+pub mod proc;
 pub mod process;
 pub mod terminal;
 

@@ -17,7 +17,7 @@ use super::Outcome;
 pub struct Written(watch::Receiver<String>);
 
 impl Written {
-    fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> Self {
+    pub fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let (sender, receiver) = watch::channel(String::new());
         tokio::spawn(async move {
             let mut buffer = [0; 4096];
@@ -65,6 +65,11 @@ impl Process {
         let stdout = Written::collect(child.stdout.take().expect("stdout is piped"));
         let stderr = Written::collect(child.stderr.take().expect("stderr is piped"));
         Ok(Self { name: name.to_owned(), child, stdout, stderr })
+    }
+
+    /// Its number, while it runs.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it is not waited for before it is stopped")
     }
 
     /// Waits for the line `ready` on stdout.

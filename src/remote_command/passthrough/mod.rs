@@ -222,7 +222,8 @@ where
     /// Upstream says no more; if it has not said how the command ended, we do.
     fn upstream_ended(&mut self) {
         if let Some(watch) = &mut self.watch {
-            watch.write_lost_status(&mut self.down.out);
+            let why = self.over.map_or(watch::LOST, |(_, cause)| cause);
+            watch.write_lost_status(why, &mut self.down.out);
         }
     }
 

@@ -21,6 +21,9 @@ const SYN_STREAM: u32 = 0x8003_0001;
 const PING: u32 = 0x8003_0006;
 const HEADERS: u32 = 0x8003_0008;
 
+/// Upstream went away without a status.
+pub(super) const LOST: &str = "the connection to the next hop was lost before the status of the command";
+
 /// Our pings: odd as a client's, and far from where clients count.
 const OUR_PING: u32 = 0x7fff_ff01;
 
@@ -127,7 +130,7 @@ impl Watch {
             Ok(Then::Pass)
         });
         if unsaid || self.goaway.is_some() {
-            self.write_lost_status(out);
+            self.write_lost_status(LOST, out);
         }
         if let Some(frame) = &mut self.goaway {
             out.push_tail(&std::mem::take(frame));
@@ -135,8 +138,8 @@ impl Watch {
         split
     }
 
-    /// Upstream has ended: if it owes a status, writes one that says so.
-    pub(super) fn write_lost_status(&mut self, out: &mut Outbox) {
+    /// Upstream has ended, or is given up: if it owes a status, writes one that says why there will be none.
+    pub(super) fn write_lost_status(&mut self, why: &str, out: &mut Outbox) {
         let Some(error) = self.error else { return };
         if self.lost || self.error_ended {
             return;
@@ -150,7 +153,6 @@ impl Watch {
         }
         self.lost = true;
         if self.status.is_empty() {
-            let why = "the connection to the next hop was lost before the status of the command";
             let status = status::encode_failure(self.version, why);
             out.push_tail(&frame::data_head(error, status.len(), false));
             out.push_tail(status.as_bytes());
@@ -181,7 +183,7 @@ impl Watch {
     /// How the session ended, as far as frames tell.
     pub(super) fn end(&self) -> (End, &'static str) {
         if self.lost {
-            return (End::Error, "the connection to the next hop was lost before the status of the command");
+            return (End::Error, LOST);
         }
         if !self.version.has_status() {
             return match self.status.is_empty() {
@@ -193,6 +195,8 @@ impl Watch {
             Outcome::Exited(Exit::Success) => (End::Success, "the command ended"),
             Outcome::Exited(Exit::Code(code)) => (End::ExitCode(code), "the command ended"),
             Outcome::Failed(_) => (End::Error, "the next hop could not run the command"),
+            // The client had not even opened its error stream.
+            Outcome::Invalid(_) if self.status.is_empty() => (End::Error, LOST),
             Outcome::Invalid(_) => (End::Error, "the next hop sent no valid status"),
         }
     }
