@@ -6,6 +6,9 @@ mod future;
 pub mod translate;
 pub mod upgrade_detect;
 
+#[cfg(test)]
+mod tests;
+
 pub use feature_routing::{FeatureRouting, FeatureRoutingLayer, Hop, Resolve};
 pub use translate::{Translate, TranslateLayer};
 pub use upgrade_detect::{UpgradeDetect, UpgradeDetectLayer};

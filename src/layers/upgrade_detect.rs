@@ -1,6 +1,6 @@
 //! Reads what a streaming request asks for, never how.
 //!
-//! Puts a [`StreamRequest`] and the session's [`Session`](crate::upgrade::Session) into the extensions of a request
+//! Puts a [`StreamRequest`] and the session's [`Session`] into the extensions of a request
 //! whose URL is one of the [`Dialect`]'s streaming URLs; forwards every other request. Extensions that an outer stack
 //! of the same process left behind (a `Permit` above all) are taken out: what was allowed there is not allowed here.
 //!

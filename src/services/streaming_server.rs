@@ -72,10 +72,10 @@ impl<R: Runtime> StreamingServer<R> {
         self
     }
 
-    async fn serve(self, mut request: request::Parts) -> Result<Answer, Answer> {
-        let target = permitted(&request.extensions).map_err(|refusal| refusal.into_response(Dialect::ApiServer))?;
+    async fn serve(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
+        let target = permitted(&request.extensions).map_err(|refusal| refused(refusal, Dialect::ApiServer))?;
         let dialect = target.dialect;
-        let refuse = |refusal: Refusal| refusal.into_response(dialect);
+        let refuse = |refusal: Refusal| refused(refusal, dialect);
         if !is_upgrade(request.version, &request.headers, &request.extensions)
             && !list(&request.headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
         {
@@ -108,9 +108,9 @@ impl<R: Runtime> StreamingServer<R> {
     }
 
     /// RFC 6455 section 4.2, then the first offer that is served here.
-    fn negotiate_websocket(&self, request: &request::Parts, dialect: Dialect) -> Result<Carrier, Answer> {
+    fn negotiate_websocket(&self, request: &request::Parts, dialect: Dialect) -> Result<Carrier, Box<Answer>> {
         let key = handshake::check_request(&request.method, request.version, &request.headers)
-            .map_err(|bad| refuse_handshake(bad, dialect))?;
+            .map_err(|bad| Box::new(refuse_handshake(bad, dialect)))?;
         let accept = handshake::accept_key(key);
         let mut offers = list(&request.headers, SEC_WEBSOCKET_PROTOCOL).peekable();
         if offers.peek().is_none() {
@@ -120,15 +120,14 @@ impl<R: Runtime> StreamingServer<R> {
         match offers.find_map(|offer| WsProtocol::from_name(offer).filter(served)) {
             Some(protocol) => Ok(Carrier::WebSocket { protocol, accept }),
             None => {
-                Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol")
-                    .into_response(dialect))
+                Err(refused(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol"), dialect))
             }
         }
     }
 
     /// Upstream's `httpstream.Handshake`: the first of the client's versions that is served here.
-    fn negotiate_spdy(&self, headers: &HeaderMap, dialect: Dialect) -> Result<Carrier, Answer> {
-        let bad = |why: &str| Refusal::bad_request(format!("unable to upgrade: {why}")).into_response(dialect);
+    fn negotiate_spdy(&self, headers: &HeaderMap, dialect: Dialect) -> Result<Carrier, Box<Answer>> {
+        let bad = |why: &str| refused(Refusal::bad_request(format!("unable to upgrade: {why}")), dialect);
         if !headers.contains_key(X_STREAM_PROTOCOL_VERSION) {
             return Err(bad("header X-Stream-Protocol-Version does not exist in request"));
         }
@@ -146,7 +145,7 @@ impl<R: Runtime> StreamingServer<R> {
                 offers.join(" "),
                 names.join(" "),
             );
-            let mut response: Answer = Refusal::new(StatusCode::FORBIDDEN, "Forbidden", why).into_response(dialect);
+            let mut response = refused(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", why), dialect);
             for name in names {
                 response.headers_mut().append(X_ACCEPTED_STREAM_PROTOCOL_VERSIONS, HeaderValue::from_static(name));
             }
@@ -157,6 +156,10 @@ impl<R: Runtime> StreamingServer<R> {
         }
         Ok(Carrier::Spdy(version))
     }
+}
+
+fn refused(refusal: Refusal, dialect: Dialect) -> Box<Answer> {
+    Box::new(refusal.into_response(dialect))
 }
 
 /// Runs the session. A terminal's first size is waited for a moment, so that a program that asks for it at once is told
@@ -210,7 +213,7 @@ impl<R: Runtime, B> Service<Request<B>> for StreamingServer<R> {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (request, _) = request.into_parts();
         let served = self.clone().serve(request);
-        Box::pin(async move { Ok(served.await.unwrap_or_else(|refusal| refusal)) })
+        Box::pin(async move { Ok(served.await.unwrap_or_else(|refusal| *refusal)) })
     }
 }
 

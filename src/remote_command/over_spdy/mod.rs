@@ -213,5 +213,6 @@ async fn idle(count_in: &Count, count_out: &Count) {
     }
 }
 
-#[cfg(all(test, feature = "client"))]
+#[cfg(test)]
+#[cfg(feature = "client")]
 mod tests;

@@ -209,8 +209,8 @@ where
             return;
         };
         let watched = match up {
-            true => watch.from_client(&mut buffer[..length], &mut half.out),
-            false => watch.from_upstream(&mut buffer[..length], &mut half.out),
+            true => watch.client_says(&mut buffer[..length], &mut half.out),
+            false => watch.upstream_says(&mut buffer[..length], &mut half.out),
         };
         half.out.keep(buffer);
         if let Err(error) = watched {

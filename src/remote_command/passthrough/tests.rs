@@ -22,15 +22,14 @@ use crate::{
 
 const SUCCESS: &[u8] = br#"{"metadata":{},"status":"Success"}"#;
 
-/// What the bytes of one direction say; neighbouring payload of one stream joined.
-fn content(bytes: &[u8]) -> Vec<Event> {
-    read(bytes).0
-}
+/// Stream, payload, FIN.
+type Data = (u32, Vec<u8>, bool);
 
-/// Joined data is here, as events have ranges only.
-fn read(bytes: &[u8]) -> (Vec<Event>, Vec<(u32, Vec<u8>, bool)>, bool) {
+/// Control frames and payload in `bytes`, and whether they end with a frame. Neighbouring payload of one stream is
+/// joined.
+fn read(bytes: &[u8]) -> (Vec<Event>, Vec<Data>, bool) {
     let mut decoder = Decoder::new(Limits::default(), HeaderMode::Inflate);
-    let (mut control, mut data, mut at) = (Vec::new(), Vec::<(u32, Vec<u8>, bool)>::new(), 0);
+    let (mut control, mut data, mut at) = (Vec::new(), Vec::<Data>::new(), 0);
     loop {
         let step = decoder.step(&bytes[at..]).expect("well-formed SPDY");
         match step.event {
@@ -52,7 +51,7 @@ fn read(bytes: &[u8]) -> (Vec<Event>, Vec<(u32, Vec<u8>, bool)>, bool) {
     (control, data, decoder.at_frame_boundary())
 }
 
-fn of(data: &[(u32, Vec<u8>, bool)], stream: u32) -> (Vec<u8>, bool) {
+fn of(data: &[Data], stream: u32) -> (Vec<u8>, bool) {
     let pieces = || data.iter().filter(|(id, ..)| *id == stream);
     (pieces().flat_map(|(_, bytes, _)| bytes.clone()).collect(), pieces().any(|(.., fin)| *fin))
 }
@@ -261,7 +260,7 @@ async fn a_silent_upstream_is_pinged_and_the_client_never_sees_it() {
     let took = silenced.elapsed().as_secs();
     assert!((60..=65).contains(&took), "{took}");
     assert_told_failure(&heard);
-    assert!(!content(&heard).iter().any(|event| matches!(event, Event::Ping(_))));
+    assert!(!read(&heard).0.iter().any(|event| matches!(event, Event::Ping(_))));
     assert!(session.await.unwrap().cause.contains("silent"));
 }
 

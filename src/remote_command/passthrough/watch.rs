@@ -72,26 +72,24 @@ impl Watch {
         }
     }
 
-    pub(super) fn from_client(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn client_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         let (headers, error) = (&mut self.headers, &mut self.error);
         self.up.split(buf, out, |found| {
             let Found::Control(frame) = found else { return Ok(Then::Pass) };
             // All header blocks of a direction share one compression.
-            if matches!(word(frame, 0), SYN_STREAM | HEADERS) {
-                if let Some(decoder) = headers {
-                    if let Event::SynStream { stream, headers: of, .. } = decoder.step(frame)?.event {
-                        if of.get("streamtype") == Some(b"error") {
-                            *error = Some(stream);
-                            *headers = None;
-                        }
-                    }
-                }
+            if matches!(word(frame, 0), SYN_STREAM | HEADERS)
+                && let Some(decoder) = headers
+                && let Event::SynStream { stream, headers: of, .. } = decoder.step(frame)?.event
+                && of.get("streamtype") == Some(b"error")
+            {
+                *error = Some(stream);
+                *headers = None;
             }
             Ok(Then::Pass)
         })
     }
 
-    pub(super) fn from_upstream(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
+    pub(super) fn upstream_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
         self.heard = true;
         let error = self.error.map(StreamId::get);
         let has_status = self.version.has_status();

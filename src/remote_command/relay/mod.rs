@@ -13,6 +13,9 @@
 //! - **Control never waits behind data.** Pings are answered when they are read, by a frame between two batches. If the
 //!   client cannot be read because upstream takes no more stdin, it gets a Pong every five seconds unasked: client-go
 //!   gives up after 61 s without one.
+//! - **Nothing is said before the client can hear it.** kubectl 1.29 to 1.33 reads before it has created its streams, and
+//!   throws away what comes for them (client-go 2f016580e). Go's API server gives it time by answering first and dialling
+//!   then; here the client gets 25 ms, unless it speaks before.
 //! - **Data, then FIN, then status, then Close.** The error stream is collected until stdout and stderr have ended. What
 //!   it says is sent as it came if it is a `Status`; if none came, because upstream was lost, a failure is sent.
 
@@ -29,7 +32,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{clock::TICK, state::Relay};
+use self::{
+    clock::{SETTLING, TICK},
+    state::Relay,
+};
 use super::Version;
 use crate::upgrade::{Io, Report, StreamOptions};
 
@@ -65,7 +71,7 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let mut drained = pin!(drain.cancelled());
-    let mut tick = pin!(sleep_until(Instant::now() + TICK));
+    let mut tick = pin!(sleep_until(Instant::now() + SETTLING));
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
             relay.fail("the server is shutting down".to_owned());
@@ -78,7 +84,9 @@ where
             if pin!(unconstrained(tick.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
-            relay.tick();
+            if !relay.settle() {
+                relay.tick();
+            }
             tick.as_mut().reset(Instant::now() + TICK);
         }
     })

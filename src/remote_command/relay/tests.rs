@@ -20,7 +20,7 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, Role as TungsteniteRole, frame::coding::CloseCode},
     },
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
     remote_command::{
@@ -330,6 +330,23 @@ async fn an_empty_message_on_the_lowest_channel_tells_the_client_that_it_is_conn
     ] {
         let mut ends = start(Version::V4, options, ROOM).await;
         assert_eq!(ends.client.next().await.unwrap().unwrap(), message(lowest, b""));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_hears_nothing_for_25_ms_unless_it_has_spoken() {
+    for speaks in [false, true] {
+        let Ends { mut client, mut upstream, .. } = started().await;
+        upstream.data(5, b"early", false).await;
+        let sent = Instant::now();
+        if speaks {
+            client.send(message(0, b"x")).await.unwrap();
+        }
+        // Nothing of it is lost, and the greeting comes first.
+        assert_eq!(client.next().await.unwrap().unwrap(), message(1, b""));
+        assert_eq!(client.next().await.unwrap().unwrap(), message(1, b"early"));
+        let wanted = if speaks { Duration::ZERO } else { Duration::from_millis(25) };
+        assert!(sent.elapsed().abs_diff(wanted) < Duration::from_millis(2), "{:?}", sent.elapsed());
     }
 }
 
@@ -928,27 +945,32 @@ async fn a_client_that_vanishes_resets_all_streams_at_once() {
     assert!(started.elapsed() < Duration::from_secs(1));
 }
 
-/// Takes nothing more from a moment on, and says so; brings nothing.
-struct DeafMute(CancellationToken, Pin<Box<dyn Future<Output = ()> + Send>>);
+/// Takes a hundred bytes, then none until it breaks; brings nothing.
+struct Breaks {
+    taken: usize,
+    broken: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
-impl AsyncRead for DeafMute {
+impl AsyncRead for Breaks {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Pending
     }
 }
 
-impl AsyncWrite for DeafMute {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.0.is_cancelled() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+impl AsyncWrite for Breaks {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let size = buf.len().min(100 - self.taken);
+        if size == 0 {
+            return self.broken.as_mut().poll(cx).map(|()| Err(io::ErrorKind::BrokenPipe.into()));
         }
-        Poll::Ready(Ok(buf.len()))
+        self.taken += size;
+        Poll::Ready(Ok(size))
     }
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.1.as_mut().poll(cx).map(Ok)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
     }
 }
 
@@ -956,16 +978,16 @@ impl AsyncWrite for DeafMute {
 async fn a_client_that_cannot_be_written_to_is_gone_at_once() {
     let (upstream, theirs) = duplex(ROOM);
     let broken = CancellationToken::new();
-    let client = DeafMute(broken.clone(), Box::pin(std::future::pending()));
+    let client = Breaks { taken: 0, broken: Box::pin(broken.clone().cancelled_owned()) };
     let options = options(true, true, true, false);
     let relay =
         tokio::spawn(async move { super::run(client, theirs, Version::V4, &options, CancellationToken::new()).await });
     let mut upstream = Upstream::new(upstream);
     upstream.accept(4).await;
+    upstream.data(5, &[7; 1000], false).await;
     sleep(Duration::from_secs(1)).await;
     broken.cancel();
     let started = Instant::now();
-    upstream.data(5, b"out", false).await;
     assert_reset(&mut upstream).await;
     assert_eq!(relay.await.unwrap().end, End::ClientGone);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
@@ -1060,7 +1082,8 @@ async fn a_flood_of_stdin_does_not_keep_output_back() {
             Poll::Ready(Ok(()))
         }
     }
-    let (upstream, theirs) = duplex(ROOM);
+    // So wide that upstream, too, is always ready.
+    let (upstream, theirs) = duplex(1 << 28);
     let options = options(true, true, false, false);
     let relay =
         tokio::spawn(
@@ -1077,7 +1100,7 @@ async fn a_flood_of_stdin_does_not_keep_output_back() {
     near.write_all(&data(1, SUCCESS, true)).await.unwrap();
     let report = relay.await.unwrap();
     assert_eq!((report.end, report.bytes_out), (End::Success, 50 * 32 * 1024));
-    assert!(report.bytes_in > 0);
+    assert!(report.bytes_in > 0 && report.bytes_in < 10 * report.bytes_out, "{report:?}");
     reader.await.unwrap().unwrap();
 }
 
@@ -1104,7 +1127,7 @@ impl<S> Chop<S> {
 
     /// How much may go now; 0 is Pending.
     fn size(&mut self, cx: &mut Context<'_>) -> usize {
-        if self.next() % 4 == 0 {
+        if self.next().is_multiple_of(4) {
             cx.waker().wake_by_ref();
             return 0;
         }

@@ -49,11 +49,16 @@ pub(super) fn strip_credentials(headers: &mut HeaderMap) {
     for name in impersonation {
         headers.remove(name);
     }
-    if list(headers, SEC_WEBSOCKET_PROTOCOL).any(|offer| offer.starts_with(BEARER)) {
+    // A line that is not text is nobody's protocol, and may hide a token.
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    if lines.into_iter().any(|line| line.to_str().map_or(true, |line| line.contains(BEARER))) {
         let rest: Vec<&str> =
             list(headers, SEC_WEBSOCKET_PROTOCOL).filter(|offer| !offer.starts_with(BEARER)).collect();
         let rest = HeaderValue::from_str(&rest.join(",")).expect("parts of a header value");
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
+        headers.remove(SEC_WEBSOCKET_PROTOCOL);
+        if !rest.is_empty() {
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
+        }
     }
 }
 

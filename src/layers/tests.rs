@@ -1,0 +1,305 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, Full};
+use tokio_test::{assert_pending, assert_ready_ok, task};
+use tower_test::mock;
+
+use super::{FeatureRoutingLayer, Hop, TranslateLayer, UpgradeDetectLayer};
+use crate::upgrade::{
+    Dialect, Permit, Refusal, Session, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept, take,
+};
+
+type Body = Full<Bytes>;
+const EXEC: &str = "/api/v1/namespaces/default/pods/demo/exec?command=date&stdout=true";
+
+fn target(subresource: Subresource) -> Arc<Target> {
+    Arc::new(Target {
+        subresource,
+        namespace: "default".into(),
+        pod: "demo".into(),
+        uid: None,
+        container: Some("c1".into()),
+        options: StreamOptions { stdout: true, ..StreamOptions::default() },
+        dialect: Dialect::ApiServer,
+    })
+}
+
+async fn text(response: Response<Body>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// A permitted WebSocket handshake with a client's side; the other end of it.
+fn websocket(protocol: &str) -> Request<()> {
+    let mut request = Request::get(EXEC)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+        .body(())
+        .unwrap();
+    request.extensions_mut().insert(Permit(target(Subresource::Exec)));
+    give_side(&mut request);
+    request
+}
+
+/// Puts a client's side into the request, as a server would.
+fn give_side(request: &mut Request<()>) {
+    // A leaf's far end is a side like any other.
+    let side = accept(&mut http::Extensions::new(), request.extensions_mut());
+    drop(side);
+}
+
+// UpgradeDetect.
+
+#[tokio::test]
+async fn what_an_outer_stack_allowed_is_taken_out_and_its_session_is_kept_inside_ours() {
+    let sessions = Sessions::new();
+    let layer = UpgradeDetectLayer::new(Dialect::ApiServer, sessions);
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
+    for uri in [EXEC, "/api/v1/namespaces"] {
+        assert_ready_ok!(service.poll_ready());
+        let mut request = Request::get(uri).body(()).unwrap();
+        request.extensions_mut().insert(Permit(target(Subresource::Attach)));
+        request.extensions_mut().insert(StreamRequest(target(Subresource::Attach)));
+        request.extensions_mut().insert(Hop::new("http://outer/".parse().unwrap()));
+        let guard = Arc::new(());
+        let outer = Session::default();
+        outer.hold(Arc::clone(&guard));
+        request.extensions_mut().insert(outer);
+        let _response = task::spawn(service.call(request));
+        let (seen, _) = inner.next_request().await.unwrap();
+        assert!(seen.extensions().get::<Permit>().is_none());
+        assert!(seen.extensions().get::<Hop>().is_none());
+        let asked = seen.extensions().get::<StreamRequest>().map(|asked| asked.target().subresource);
+        assert_eq!(asked, (uri == EXEC).then_some(Subresource::Exec));
+        assert_eq!(Arc::strong_count(&guard), 2, "the outer guard lives");
+        drop(seen);
+        assert_eq!(Arc::strong_count(&guard), 1, "and ends with the session");
+    }
+}
+
+#[tokio::test]
+async fn other_methods_are_refused_in_the_dialect_of_the_hop() {
+    for (dialect, uri) in [(Dialect::ApiServer, EXEC), (Dialect::Kubelet, "/exec/default/demo/c1?output=1")] {
+        let layer = UpgradeDetectLayer::new(dialect, Sessions::new());
+        let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
+        for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::OPTIONS] {
+            assert_ready_ok!(service.poll_ready());
+            let mut response = task::spawn(service.call(Request::builder().method(method).uri(uri).body(()).unwrap()));
+            let response = assert_ready_ok!(response.poll());
+            assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_pending!(inner.poll_request());
+            let kind = response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+            assert_eq!(kind.starts_with("application/json"), dialect == Dialect::ApiServer, "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusals_read_as_kubernetes_has_them() {
+    let head = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#;
+    for (refusal, code, body) in [
+        (
+            Refusal::forbidden("pods", "demo", ""),
+            403,
+            r#""message":"pods \"demo\" is forbidden: ","reason":"Forbidden","details":{"name":"demo","kind":"pods"},"code":403}"#,
+        ),
+        (
+            Refusal::not_found("pods", "nosuch"),
+            404,
+            r#""message":"pods \"nosuch\" not found","reason":"NotFound","details":{"name":"nosuch","kind":"pods"},"code":404}"#,
+        ),
+        (
+            Refusal::bad_request("Upgrade request required"),
+            400,
+            r#""message":"Upgrade request required","reason":"BadRequest","code":400}"#,
+        ),
+        (
+            Refusal::internal("error dialing backend: dial tcp 127.0.0.1:1: connect: connection refused"),
+            500,
+            r#""message":"error dialing backend: dial tcp 127.0.0.1:1: connect: connection refused","code":500}"#,
+        ),
+    ] {
+        let message = refusal.message().to_owned();
+        let response: Response<Body> = refusal.clone().into_response(Dialect::ApiServer);
+        assert_eq!(response.status(), code);
+        assert_eq!(text(response).await, format!("{head}{body}\n"));
+        let response: Response<Body> = refusal.into_response(Dialect::Kubelet);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert_eq!(text(response).await, format!("{message}\n"));
+    }
+}
+
+// FeatureRouting.
+
+#[tokio::test]
+async fn a_request_without_a_permit_is_not_routed() {
+    let layer = FeatureRoutingLayer::new(|_: Arc<Target>| async { Err::<Hop, _>(Refusal::internal("asked")) });
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
+    assert_ready_ok!(service.poll_ready());
+    let _response = task::spawn(service.call(Request::get(EXEC).body(()).unwrap()));
+    let (seen, _) = inner.next_request().await.unwrap();
+    assert!(seen.extensions().is_empty());
+    assert_eq!(seen.uri(), EXEC);
+}
+
+#[tokio::test]
+async fn what_the_resolver_refuses_never_reaches_the_inner_service() {
+    let layer = FeatureRoutingLayer::new(|_: Arc<Target>| async { Err::<Hop, _>(Refusal::not_found("pods", "demo")) });
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(websocket("v5.channel.k8s.io")));
+    assert_eq!(assert_ready_ok!(response.poll()).status(), StatusCode::NOT_FOUND);
+    assert_pending!(inner.poll_request());
+}
+
+// Translate.
+
+async fn translated(request: Request<()>) -> (Request<()>, bool) {
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TranslateLayer::new());
+    assert_ready_ok!(service.poll_ready());
+    let _response = task::spawn(service.call(request));
+    let (mut seen, _) = inner.next_request().await.expect("forwarded");
+    let kept = take(seen.extensions_mut()).is_some();
+    (seen, !kept)
+}
+
+#[tokio::test]
+async fn what_is_not_adapted_goes_on_unchanged() {
+    let v5 = "v5.channel.k8s.io";
+    let change = |change: fn(&mut Request<()>)| {
+        let mut request = websocket("v5.channel.k8s.io");
+        change(&mut request);
+        request
+    };
+    let cases = [
+        ("v4 only", websocket("v4.channel.k8s.io")),
+        ("wrong case", websocket("v5.CHANNEL.k8s.io")),
+        ("no permit", change(|request| drop(request.extensions_mut().remove::<Permit>()))),
+        (
+            "port-forward",
+            change(|request| {
+                request.extensions_mut().insert(Permit(target(Subresource::PortForward)));
+            }),
+        ),
+        ("no upgrade", change(|request| drop(request.headers_mut().remove(header::CONNECTION)))),
+        ("no protocol", change(|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_PROTOCOL)))),
+        ("spdy", change(|request| drop(request.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().unwrap())))),
+        (
+            "second line",
+            change(|request| {
+                let headers = request.headers_mut();
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, "v4.channel.k8s.io".parse().unwrap());
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io".parse().unwrap());
+            }),
+        ),
+        (
+            "the hop speaks it",
+            change(|request| {
+                let hop = Hop::new("http://hop/".parse().unwrap()).speaks_websocket(true);
+                request.extensions_mut().insert(hop);
+            }),
+        ),
+        ("HTTP/1.0", change(|request| *request.version_mut() = Version::HTTP_10)),
+    ];
+    for (case, request) in cases {
+        let before = (request.method().clone(), request.uri().clone(), request.headers().clone());
+        let (seen, adapted) = translated(request).await;
+        assert!(!adapted, "{case}");
+        assert_eq!((seen.method().clone(), seen.uri().clone(), seen.headers().clone()), before, "{case}");
+    }
+    for several in [v5, "v5.channel.k8s.io, v4.channel.k8s.io", "v4.channel.k8s.io,v9, v5.channel.k8s.io"] {
+        assert!(translated(websocket(several)).await.1, "{several}");
+    }
+}
+
+fn lines<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn an_adapted_request_is_a_spdy_post_with_all_versions() {
+    let mut request = websocket("v5.channel.k8s.io");
+    request.headers_mut().insert("x-stream-protocol-version", "v9".parse().unwrap());
+    request.extensions_mut().insert(Hop::new("http://hop/exec".parse().unwrap()));
+    let (seen, _) = translated(request).await;
+    assert_eq!(seen.method(), Method::POST);
+    let headers = seen.headers();
+    assert_eq!(lines(headers, "connection"), ["Upgrade"]);
+    assert_eq!(lines(headers, "upgrade"), ["SPDY/3.1"]);
+    assert_eq!(lines(headers, "content-length"), ["0"]);
+    assert_eq!(
+        lines(headers, "x-stream-protocol-version"),
+        ["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]
+    );
+    assert!(!headers.keys().any(|name| name.as_str().starts_with("sec-websocket")));
+    assert!(seen.extensions().get::<Permit>().is_some() && seen.extensions().get::<Hop>().is_some());
+}
+
+#[tokio::test]
+async fn a_bad_handshake_is_refused_before_the_inner_service_is_asked() {
+    type Spoil = fn(&mut Request<()>);
+    let bad: [(Spoil, u16); 4] = [
+        (|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_KEY)), 400),
+        (|request| drop(request.headers_mut().insert(header::SEC_WEBSOCKET_KEY, "short".parse().unwrap())), 400),
+        (|request| drop(request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, "12".parse().unwrap())), 400),
+        (|request| *request.method_mut() = Method::POST, 405),
+    ];
+    for (spoil, code) in bad {
+        let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TranslateLayer::new());
+        assert_ready_ok!(service.poll_ready());
+        let mut request = websocket("v5.channel.k8s.io");
+        spoil(&mut request);
+        let mut response = task::spawn(service.call(request));
+        let response = assert_ready_ok!(response.poll());
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()[header::SEC_WEBSOCKET_VERSION], "13");
+        assert_pending!(inner.poll_request());
+    }
+}
+
+async fn answered(answer: Response<Body>) -> Response<Body> {
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TranslateLayer::new());
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(websocket("v5.channel.k8s.io")));
+    inner.next_request().await.unwrap().1.send_response(answer);
+    assert_ready_ok!(response.poll())
+}
+
+#[tokio::test]
+async fn refusals_of_the_inner_service_pass_and_other_answers_become_500() {
+    for code in [400, 401, 403, 404, 429, 500, 503] {
+        let answer = Response::builder().status(code).header("x-kept", "yes").body(Body::from("why")).unwrap();
+        let response = answered(answer).await;
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()["x-kept"], "yes");
+        assert_eq!(text(response).await, "why");
+    }
+    for code in [100, 200, 204, 301, 302, 307, 308] {
+        let answer = Response::builder().status(code).header(header::LOCATION, "http://evil/").body(Body::default());
+        let response = answered(answer.unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert!(!response.headers().contains_key(header::LOCATION));
+        assert!(text(response).await.contains(&format!("invalid upgrade response: status code {code}")));
+    }
+}
+
+#[tokio::test]
+async fn a_switch_of_the_inner_service_is_a_websocket_switch_for_the_client() {
+    let answer = Response::builder()
+        .status(101)
+        .header(header::UPGRADE, "SPDY/3.1")
+        .header(header::CONNECTION, "Upgrade")
+        .header("x-stream-protocol-version", "v4.channel.k8s.io")
+        .body(Body::default());
+    let response = answered(answer.unwrap()).await;
+    assert_eq!(response.status(), 101);
+    let headers = response.headers();
+    assert_eq!(headers[header::SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io");
+    assert_eq!(headers[header::UPGRADE], "websocket");
+    assert!(!headers.contains_key("x-stream-protocol-version"));
+}
