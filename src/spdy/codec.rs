@@ -398,8 +398,16 @@ impl Decoder {
 
 impl HeaderReader {
     fn push(&mut self, compressed: &[u8], limits: &Limits) -> Result<(), Error> {
-        let inflater = self.inflater.get_or_insert_with(|| Box::new(Inflater::new()));
+        let inflater = self.inflater.get_or_insert_with(Inflater::borrow);
         inflater.inflate(compressed, &mut self.plain, limits.header_bytes)
+    }
+}
+
+impl Drop for HeaderReader {
+    fn drop(&mut self) {
+        if let Some(inflater) = self.inflater.take() {
+            inflater.give_back();
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! One zlib context a direction: an inflater for what comes in, and a writer of stored blocks that needs no state.
 
+use std::cell::RefCell;
+
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{
@@ -13,7 +15,17 @@ const CHUNK: usize = 1024;
 /// The longest payload of a stored DEFLATE block.
 const MAX_STORED: usize = u16::MAX as usize;
 
+/// Contexts that one thread keeps for its next connections.
+const KEPT: usize = 4;
+
+thread_local! {
+    static POOL: RefCell<Vec<Box<Inflater>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Inflates header blocks, which share one context for a connection's whole life. About 47 KB.
+///
+/// Many are needed for a moment only, so they come from a pool: freed at once they leave holes behind, which the small
+/// and lasting parts of sessions break up (20 kB a session, `scripts/bench`).
 #[derive(Debug)]
 pub(crate) struct Inflater {
     inner: Decompress,
@@ -21,8 +33,23 @@ pub(crate) struct Inflater {
 }
 
 impl Inflater {
-    pub(crate) fn new() -> Self {
-        Self { inner: Decompress::new(true), primed: false }
+    /// At the beginning of a connection.
+    pub(crate) fn borrow() -> Box<Self> {
+        let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
+        pooled.unwrap_or_else(|| Box::new(Self { inner: Decompress::new(true), primed: false }))
+    }
+
+    /// For this thread's next connection; nothing of this one is left in it.
+    pub(crate) fn give_back(mut self: Box<Self>) {
+        self.inner.reset(true);
+        self.primed = false;
+        // A thread that is ending has no pool any more.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < KEPT {
+                pool.push(self);
+            }
+        });
     }
 
     /// Inflates all of `input` to the end of `out`, which may not grow beyond `max` bytes.
