@@ -145,7 +145,7 @@ def handmade(to):
         write(to, "status_json", name, status.encode())
 
     heads = {
-        "websocket": "GET /api/v1/namespaces/default/pods/demo/exec?command=sh&command=-c&command=a%20b&container=shell"
+        "websocket": "GET /api/v1/namespaces/default/pods/demo/exec?command=sh&command=-c&command=a%25b&container=shell"
         "&stdin=true&stdout=true HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io, v4.channel.k8s.io\r\n",
         "spdy": "POST /exec/default/demo/shell?command=date&output=1&error=1 HTTP/1.1\r\nConnection: keep-alive, upgrade\r\n"
@@ -153,7 +153,7 @@ def handmade(to):
         "attach": "GET /attach/default/gone/uid/shell?input=1&output=1&tty=1 HTTP/1.1\r\nUpgrade: websocket\r\n",
         "port-forward": "POST /api/v1/namespaces/default/pods/demo/portforward?ports=80&ports=81,82 HTTP/1.1\r\n"
         "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n",
-        "escaped": "GET /api/v1/namespaces/a%20b/pods/%C3%A9/exec?container=c%3Fd&command=%FF&stdout HTTP/1.1\r\n",
+        "escaped": "GET /api/v1/namespaces/a%20b/pods/%C3%A9/exec?container=c%3Fd&command=%FF&command=%25&stdout HTTP/1.1\r\n",
         "method": "DELETE /api/v1/namespaces/default/pods/demo/attach HTTP/1.1\r\n",
     }
     for name, head in heads.items():
