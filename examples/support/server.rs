@@ -21,7 +21,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use tower_kube_streaming::upgrade::Sessions;
+use tower_kube_streaming::upgrade::{ClientAddr, Sessions};
 
 use super::{
     Context, Error,
@@ -101,11 +101,11 @@ impl Server {
                 let served = async {
                     // hyper leaves Nagle's algorithm on; keystrokes would wait for each other.
                     tcp.set_nodelay(true)?;
-                    let Some(tls) = tls else { return serve_http(tcp, None, service, watcher).await };
+                    let Some(tls) = tls else { return serve_http(tcp, peer, None, service, watcher).await };
                     // Who has not shaken hands when we stop has not asked for anything yet.
                     let Some(shaken) = stop.run_until_cancelled(shake_hands(tls, tcp)).await else { return Ok(()) };
                     let (tls, certificate) = shaken?;
-                    serve_http(tls, certificate, service, watcher).await
+                    serve_http(tls, peer, certificate, service, watcher).await
                 };
                 if let Err(error) = served.await {
                     tracing::debug!(%peer, %error, "connection ended");
@@ -138,12 +138,14 @@ async fn shake_hands(
 
 async fn serve_http(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
     certificate: Option<ClientCertificate>,
     router: Router,
     watcher: Watcher,
 ) -> Result<(), Error> {
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ClientAddr(peer.ip()));
         if let Some(certificate) = &certificate {
             request.extensions_mut().insert(certificate.clone());
         }

@@ -111,7 +111,7 @@ fn check_rendering(target: &Target) {
                 _ => target.container.clone(),
             };
             let expected = Target { dialect: Dialect::Kubelet, uid: None, container, ..target.clone() };
-            assert_eq!(found.as_deref(), Some(&expected), "{uri}");
+            assert_eq!(found.as_deref(), Some(&expected), "the next hop is asked for something else: {uri}");
         }
         Err(response) => assert!(!streams, "{uri}: {response:?}"),
     }

@@ -23,7 +23,7 @@ use http::{
     request,
 };
 use http_body_util::Full;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower::Service;
 
 use super::upgrade_proxy::upgrade_required;
@@ -31,10 +31,10 @@ use crate::{
     BoxError,
     remote_command::{
         Exit, Stdio, Version, over_spdy,
-        over_websocket::{self, WsProtocol, refuse_handshake},
+        over_websocket::{self, SETTLING, WsProtocol, refuse_handshake},
     },
     runtime::{Runtime, Session},
-    upgrade::{Dialect, Refusal, Subresource, accept, is_upgrade, is_websocket, list, permitted, upgrade_names},
+    upgrade::{Dialect, Refusal, Subresource, accept, can_switch, is_websocket, list, permitted, upgrade_names},
     websocket::handshake,
 };
 
@@ -76,9 +76,7 @@ impl<R: Runtime> StreamingServer<R> {
         let target = permitted(&request.extensions).map_err(|refusal| refused(refusal, Dialect::ApiServer))?;
         let dialect = target.dialect;
         let refuse = |refusal: Refusal| refused(refusal, dialect);
-        if !is_upgrade(request.version, &request.headers, &request.extensions)
-            && !list(&request.headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
-        {
+        if !can_switch(&request) {
             return Err(refuse(upgrade_required(dialect)));
         }
         if target.subresource == Subresource::PortForward {
@@ -99,6 +97,9 @@ impl<R: Runtime> StreamingServer<R> {
                     over_spdy::serve(io, version, options, drain, |stdio| run(session, stdio)).await
                 }
                 Carrier::WebSocket { protocol, .. } => {
+                    if protocol == WsProtocol::V5 {
+                        sleep(SETTLING).await;
+                    }
                     let limits = over_websocket::Limits::default();
                     over_websocket::serve(io, protocol, options, limits, drain, |stdio| run(session, stdio)).await
                 }

@@ -1,6 +1,11 @@
 //! Who asks.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Where a request came from: a request extension that the server's accept loop inserts. `UpgradeProxy` appends it to
+/// `X-Forwarded-For`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddr(pub IpAddr);
 
 /// Who asks, as authentication found out. A request extension; a request without one is [`Caller::anonymous`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,10 @@
 use http::{
     Extensions, HeaderMap, Version,
     header::{AsHeaderName, CONNECTION, UPGRADE},
+    request,
 };
+
+use super::Session;
 
 /// The elements of a comma-separated list: repeated lines and joined ones are the same list.
 pub(crate) fn list(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &str> {
@@ -23,6 +26,15 @@ pub(crate) fn is_upgrade(version: Version, headers: &HeaderMap, extensions: &Ext
         && list(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
         && headers.contains_key(UPGRADE)
         && super::io::has_side(extensions)
+}
+
+/// Whether a leaf can answer `101`: the request is an upgrade, or it was one until a layer above took the client's side
+/// to adapt it.
+pub(crate) fn can_switch(request: &request::Parts) -> bool {
+    let request::Parts { version, headers, extensions, .. } = request;
+    let asks = list(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    // Whoever takes the side takes the session with it.
+    is_upgrade(*version, headers, extensions) || asks && extensions.get::<Session>().is_none()
 }
 
 /// Whether `Upgrade` is exactly `websocket`.

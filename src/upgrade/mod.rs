@@ -21,8 +21,8 @@ mod report;
 mod session;
 mod target;
 
-pub use caller::Caller;
-pub(crate) use headers::{is_upgrade, is_websocket, list, upgrade_names};
+pub use caller::{Caller, ClientAddr};
+pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 pub use io::{Io, Pending, accept, take};
 pub(crate) use permit::permitted;
 pub use permit::{Permit, StreamRequest};

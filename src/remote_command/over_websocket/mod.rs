@@ -34,6 +34,10 @@ use crate::{
     },
 };
 
+/// What a v5 client has to create its streams in, behind its `101`. kubectl 1.29 to 1.33 throws away what comes before
+/// (client-go 2f016580e).
+pub(crate) const SETTLING: Duration = Duration::from_millis(25);
+
 /// A subprotocol of remote command over WebSocket. There never were a v2 and a v3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WsProtocol {

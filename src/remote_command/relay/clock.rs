@@ -6,9 +6,6 @@ use std::time::Duration;
 /// stdin to be taken is shown that we live.
 pub(super) const TICK: Duration = Duration::from_secs(5);
 
-/// What a client has to create its streams in, behind its `101`.
-pub(super) const SETTLING: Duration = Duration::from_millis(25);
-
 /// A peer that was silent this long is pinged: 10 s.
 const PING_AFTER: u32 = 2;
 

@@ -32,11 +32,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    clock::{SETTLING, TICK},
-    state::Relay,
-};
-use super::Version;
+use self::{clock::TICK, state::Relay};
+use super::{Version, over_websocket::SETTLING};
 use crate::upgrade::{Io, Report, StreamOptions};
 
 /// Relays until the session has ended and both sides know.

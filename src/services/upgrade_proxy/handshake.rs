@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    net::IpAddr,
     pin::pin,
     time::Duration,
 };
@@ -60,6 +61,15 @@ pub(super) fn strip_credentials(headers: &mut HeaderMap) {
             headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
         }
     }
+}
+
+/// Appends the client to `X-Forwarded-For`, behind those that are named there already.
+pub(super) fn forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
+    const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let mut chain: Vec<String> = list(headers, X_FORWARDED_FOR).map(str::to_owned).collect();
+    chain.push(address.to_string());
+    let chain = HeaderValue::from_str(&chain.join(", ")).expect("parts of header values, and an address");
+    headers.insert(X_FORWARDED_FOR, chain);
 }
 
 /// Sends `request` over `io` and reads the answer. On a `101` its extensions hold the next hop's side.

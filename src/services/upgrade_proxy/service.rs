@@ -28,7 +28,10 @@ use super::{
 use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
-    upgrade::{self, Dialect, Refusal, Report, Subresource, Target, is_upgrade, list, permitted, upgrade_names},
+    upgrade::{
+        self, ClientAddr, Dialect, Refusal, Report, Subresource, Target, can_switch, is_upgrade, permitted,
+        upgrade_names,
+    },
 };
 
 /// Longest wait for a connection to the next hop.
@@ -78,8 +81,7 @@ impl<C: Connect> UpgradeProxy<C> {
             tracing::error!("a stream reached its leaf without a hop: the stack has no routing layer");
             return Err(refuse(Refusal::internal("no next hop")));
         };
-        // A layer above may have taken the client's side: then it adapts, and what it sends on is an upgrade.
-        if !list(&request.headers, http::header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")) {
+        if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));
         }
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
@@ -140,6 +142,9 @@ fn ask_for(client: &request::Parts, hop: Hop) -> Request<Empty<Bytes>> {
     *request.uri_mut() = hop.uri;
     let headers = request.headers_mut();
     handshake::strip_credentials(headers);
+    if let Some(ClientAddr(address)) = client.extensions.get() {
+        handshake::forwarded_for(headers, *address);
+    }
     headers.remove(TRANSFER_ENCODING);
     if client.method == Method::POST {
         // Go's servers want one, hyper leaves it out.

@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::{TcpConnect, UpgradeProxy, handshake::strip_credentials};
 use crate::{
     layers::Hop,
-    upgrade::{Dialect, Permit, StreamOptions, Subresource, Target, take},
+    upgrade::{ClientAddr, Dialect, Permit, StreamOptions, Subresource, Target, take},
 };
 
 fn request(uri: &str) -> Request<Empty<Bytes>> {
@@ -23,6 +23,7 @@ fn request(uri: &str) -> Request<Empty<Bytes>> {
         .header("x-stream-protocol-version", "v4.channel.k8s.io")
         .header(header::AUTHORIZATION, "Bearer secret")
         .header("impersonate-user", "root")
+        .header("x-forwarded-for", "198.51.100.1")
         .body(Empty::new())
         .unwrap();
     let target = Target {
@@ -35,6 +36,7 @@ fn request(uri: &str) -> Request<Empty<Bytes>> {
         dialect: Dialect::ApiServer,
     };
     request.extensions_mut().insert(Permit(Arc::new(target)));
+    request.extensions_mut().insert(ClientAddr([192, 0, 2, 9].into()));
     request.extensions_mut().insert(Hop::new(uri.parse().unwrap()));
     request
 }
@@ -125,7 +127,12 @@ async fn the_hop_is_asked_by_its_own_url_without_the_callers_credentials() {
     let mut lines = asked.lines();
     assert_eq!(lines.next(), Some("POST /portForward/default/demo HTTP/1.1"));
     let asked = asked.to_ascii_lowercase();
-    for expected in ["host: 10.0.0.7:10250\r\n", "content-length: 0\r\n", "upgrade: spdy/3.1\r\n"] {
+    for expected in [
+        "host: 10.0.0.7:10250\r\n",
+        "content-length: 0\r\n",
+        "upgrade: spdy/3.1\r\n",
+        "x-forwarded-for: 198.51.100.1, 192.0.2.9\r\n",
+    ] {
         assert!(asked.contains(expected), "{asked}");
     }
     assert!(!asked.contains("secret") && !asked.contains("impersonate"), "{asked}");

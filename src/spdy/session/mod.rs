@@ -237,11 +237,8 @@ impl Session {
             return Err(Error::protocol("the peer opened a stream with a number of this side's"));
         }
         // A known bug for the fuzz target `spdy_session` to find: a stream may be opened twice.
-        #[cfg(planted)]
-        let peer_opens_again = stream.get() + 2 == self.next_peer;
-        #[cfg(not(planted))]
-        let peer_opens_again = false;
-        if stream.get() < self.next_peer && !peer_opens_again {
+        let opened_again = cfg!(planted) && stream.get() + 2 == self.next_peer;
+        if stream.get() < self.next_peer && !opened_again {
             // As spdystream answers (connection.go: validateStreamId). If it lives, it is over for both.
             return match self.streams.contains_key(&stream) {
                 true => {
