@@ -40,20 +40,25 @@ async fn a_spdy_client_works_over_a_bad_network() -> Outcome {
     }
 }
 
-/// The bad network is before the API server, then behind it.
+/// The bad network is before the API server, and behind it.
 async fn corpus(client: &Client) -> Outcome {
-    let kubelet_side = Lab::plain().await?;
-    let io = |error: std::io::Error| error.to_string();
-    let relay = FaultRelay::start(kubelet_side.address(), faults()).await.map_err(io)?;
-    cases(&kubelet_side, client, Some(&relay)).await.map_err(|why| format!("before the API server: {why}"))?;
-    ensure!(relay.stalls() >= 3, "only {} connections stalled", relay.stalls());
-
-    let relay = FaultRelay::start(kubelet_side.kubelet_address(), faults()).await.map_err(io)?;
-    let lab = Lab::before(relay.address().port()).await?;
-    cases(&lab, client, None).await.map_err(|why| format!("behind the API server: {why}"))?;
-    ensure!(relay.stalls() >= 3, "only {} connections stalled", relay.stalls());
-    lab.stop().await?;
-    kubelet_side.stop().await
+    let far_client = async {
+        let lab = Lab::plain().await?;
+        let relay = FaultRelay::start(lab.address(), faults()).await.map_err(|error| error.to_string())?;
+        cases(&lab, client, Some(&relay)).await.map_err(|why| format!("before the API server: {why}"))?;
+        ensure!(relay.stalls() >= 3, "only {} connections stalled", relay.stalls());
+        lab.stop().await
+    };
+    let far_kubelet = async {
+        let near = Lab::plain().await?;
+        let relay = FaultRelay::start(near.kubelet_address(), faults()).await.map_err(|error| error.to_string())?;
+        let lab = Lab::before(relay.address().port()).await?;
+        cases(&lab, client, None).await.map_err(|why| format!("behind the API server: {why}"))?;
+        ensure!(relay.stalls() >= 3, "only {} connections stalled", relay.stalls());
+        lab.stop().await?;
+        near.stop().await
+    };
+    tokio::try_join!(far_client, far_kubelet).map(drop)
 }
 
 async fn cases(lab: &Lab, client: &Client, relay: Option<&FaultRelay>) -> Outcome {

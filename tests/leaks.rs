@@ -176,10 +176,10 @@ where
         stream::iter(range)
             .map(&one)
             .for_each_concurrent(AT_ONCE, |session| async {
-                if let Err(error) = session.await {
-                    if failed.fetch_add(1, Ordering::Relaxed) == 0 {
-                        println!("{what}: {error}");
-                    }
+                if let Err(error) = session.await
+                    && failed.fetch_add(1, Ordering::Relaxed) == 0
+                {
+                    println!("{what}: {error}");
                 }
             })
             .await;
@@ -226,7 +226,7 @@ async fn a_client_that_leaves_anywhere_leaves_nothing_behind() -> Outcome {
             for death in [Death::Fin, Death::Rst] {
                 let what = format!("{} client leaves {at:?} by {death:?}", if spdy { "SPDY" } else { "v5" });
                 let processes = [&lab.apiserver, kubelet];
-                let sessions = count(20, 10_000);
+                let sessions = count(8, 10_000);
                 nothing_stays(&what, &processes, sessions, |_| client_leaves(address, spdy, at, death)).await?;
             }
         }
@@ -243,7 +243,7 @@ async fn a_kubelet_that_dies_anywhere_leaves_nothing_behind() -> Outcome {
         for cut in Cut::ALL {
             for death in [Death::Fin, Death::Rst] {
                 let what = format!("kubelet dies {cut:?} by {death:?}, {}", if spdy { "SPDY" } else { "v5" });
-                let sessions = count(20, 10_000);
+                let sessions = count(8, 10_000);
                 nothing_stays(&what, &[&lab.apiserver], sessions, |_| kubelet_dies(address, spdy, cut, death)).await?;
             }
         }

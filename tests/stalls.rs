@@ -103,8 +103,13 @@ impl Stage {
 /// Reads a session to its end: exit code 0, and the hash of its stdout.
 async fn hash_of(output: Output) -> Outcome<String> {
     let mut hash = Sha256::new();
-    let ended =
-        output.finish(|bytes| std::future::ready(hash.update(bytes))).await.map_err(|error| error.to_string())?;
+    let ended = output
+        .finish(|bytes| {
+            hash.update(bytes);
+            std::future::ready(())
+        })
+        .await
+        .map_err(|error| error.to_string())?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     Ok(hex(&hash.finalize()))
 }

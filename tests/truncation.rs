@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
@@ -27,7 +31,7 @@ enum Over {
 }
 
 /// Runs `cat FILE; exit 7`, reads no faster than `rate`, and checks what came.
-async fn cat(lab: &Lab, over: Over, file: &PathBuf, wanted: &str, rate: Option<u64>) -> Outcome {
+async fn cat(lab: &Lab, over: Over, file: &Path, wanted: &str, rate: Option<u64>) -> Outcome {
     let script = format!("cat '{}'; exit 7", file.display());
     let exec = Exec { command: &["sh", "-c", &script], stdin: false };
     let (mut hash, mut length, start) = (Sha256::new(), 0, Instant::now());
