@@ -19,7 +19,7 @@ const MAX_STORED: usize = u16::MAX as usize;
 const KEPT: usize = 4;
 
 thread_local! {
-    static POOL: RefCell<Vec<Box<Inflater>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Vec<Inflater>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Inflates header blocks, which share one context for a connection's whole life. About 47 KB.
@@ -36,7 +36,7 @@ impl Inflater {
     /// At the beginning of a connection.
     pub(crate) fn borrow() -> Box<Self> {
         let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
-        pooled.unwrap_or_else(|| Box::new(Self { inner: Decompress::new(true), primed: false }))
+        Box::new(pooled.unwrap_or_else(|| Self { inner: Decompress::new(true), primed: false }))
     }
 
     /// For this thread's next connection; nothing of this one is left in it.
@@ -47,7 +47,7 @@ impl Inflater {
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             if pool.len() < KEPT {
-                pool.push(self);
+                pool.push(*self);
             }
         });
     }
