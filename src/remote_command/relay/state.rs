@@ -1,28 +1,26 @@
-//! The relay itself: two halves, polled in turns, and how the session ends.
+//! The relay itself: two halves, polled in turns, what they read turned around, and time.
+
+mod ending;
+mod side;
 
 use std::{
     borrow::Cow,
-    io,
-    pin::Pin,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::side::Side;
 use super::{
-    clock::{CREATION, Due, FAREWELL, Hearing, IDLE},
+    clock::{CREATION, Due, FAREWELL, IDLE},
     lanes::Lanes,
 };
 use crate::{
-    remote_command::{
-        Exit, Version,
-        status::{self, MAX_STATUS, Outcome},
-    },
+    remote_command::{Version, status::MAX_STATUS},
     spdy::{self, codec::HeaderMode, frame},
     upgrade::{
         End, Report, StreamOptions,
         buffer::{BUFFER, Buffer},
-        outbox::Outbox,
     },
     websocket::{
         self, ControlFrame, Payload, Role,
@@ -64,19 +62,6 @@ pub(super) struct Relay<C, U> {
     farewell: u32,
     bytes_in: u64,
     bytes_out: u64,
-}
-
-/// One connection, and what waits to be written to it.
-struct Side<Io> {
-    io: Io,
-    out: Outbox,
-    hearing: Hearing,
-    /// Its input has ended, or is of no interest any more.
-    deaf: bool,
-    /// It takes no more bytes: its connection is lost, or we have shut it down.
-    mute: bool,
-    /// It waits for more to read, so silence is the peer's.
-    listening: bool,
 }
 
 #[derive(Debug)]
@@ -374,111 +359,6 @@ where
         self.client.out.keep(buffer);
     }
 
-    fn upstream_ended(&mut self) {
-        self.upstream.deaf = true;
-        self.upstream.mute = true;
-        self.complete(self.goaway);
-    }
-
-    /// All output has come, or no more will. `in_order`: upstream ended it, rather than got lost.
-    fn complete(&mut self, in_order: bool) {
-        let lost = "the connection to the next hop was lost before the status of the command";
-        let truncated = [STDOUT, STDERR].into_iter().any(|channel| self.lanes.receiving.contains(channel));
-        if !in_order && truncated {
-            return self.fail(lost.to_owned());
-        }
-        if !self.version.has_status() {
-            let text = String::from_utf8_lossy(&self.status).into_owned();
-            let error_ended = in_order || !self.lanes.receiving.contains(ERROR);
-            return match (text.is_empty(), error_ended) {
-                (true, true) => {
-                    let success = status::encode(Version::V5, &Ok(Exit::Success));
-                    self.end(End::Success, "the command ended", success.as_bytes(), 1000);
-                }
-                (true, false) => self.fail(lost.to_owned()),
-                (false, _) => self.fail_because(&text, "the command failed"),
-            };
-        }
-        let status = std::mem::take(&mut self.status);
-        match status::decode(&status) {
-            Outcome::Exited(Exit::Success) => self.end(End::Success, "the command ended", &status, 1000),
-            Outcome::Exited(Exit::Code(code)) => self.end(End::ExitCode(code), "the command ended", &status, 1000),
-            Outcome::Failed(_) => self.end(End::Error, "the next hop could not run the command", &status, 1000),
-            // A known bug for the fuzz target `relay` to find: as long as upstream was polite, no status is a success.
-            #[cfg(planted)]
-            Outcome::Invalid(_) if status.is_empty() && in_order => {
-                let success = status::encode(Version::V5, &Ok(Exit::Success));
-                self.end(End::Success, "the command ended", success.as_bytes(), 1000);
-            }
-            Outcome::Invalid(_) if status.is_empty() => self.fail(lost.to_owned()),
-            Outcome::Invalid(why) => self.fail_because(&why, "the next hop sent no valid status"),
-        }
-    }
-
-    /// Ends the session with a failure of ours.
-    pub(super) fn fail(&mut self, why: String) {
-        let status = status::encode_failure(Version::V5, &why);
-        self.end(End::Error, why, status.as_bytes(), 1000);
-    }
-
-    /// Ends it with what upstream said, which only the client is told: it may be anything.
-    fn fail_because(&mut self, said: &str, cause: &'static str) {
-        self.end(End::Error, cause, status::encode_failure(Version::V5, said).as_bytes(), 1000);
-    }
-
-    fn client_broke_protocol(&mut self, error: websocket::Error) {
-        if self.is_closing() {
-            return;
-        }
-        tracing::debug!(%error, "the client broke the protocol");
-        let status = status::encode_failure(Version::V5, &error.to_string());
-        // What it sends from here on is read and thrown away: unread, it would reset the connection under the status.
-        self.end(End::Error, error.to_string(), status.as_bytes(), error.close_code());
-    }
-
-    /// Tells both sides that the session is over: status and Close behind all output, resets and GOAWAY behind all input.
-    fn end(&mut self, end: End, cause: impl Into<Cow<'static, str>>, status: &[u8], code: u16) {
-        if self.is_closing() {
-            return;
-        }
-        let out = &mut self.client.out;
-        for part in status.chunks(READ) {
-            out.push_tail(&channel::head(Encoding::Binary, ERROR, part.len()));
-            out.push_tail(part);
-        }
-        out.push_tail(&ControlFrame::close(code, "", None));
-        self.close(end, cause.into());
-    }
-
-    fn client_gone(&mut self, cause: &'static str) {
-        self.client.deaf = true;
-        self.client.mute = true;
-        self.client.out.clear();
-        if !self.is_closing() {
-            self.close(End::ClientGone, cause.into());
-        }
-    }
-
-    /// The client said Close: before the end it has cancelled the session, behind it it has only answered.
-    fn client_closed(&mut self) {
-        self.client.deaf = true;
-        if !self.is_closing() {
-            self.client.out.push_tail(&ControlFrame::close(1000, "", None));
-            self.close(End::ClientGone, "the client closed the session".into());
-        }
-    }
-
-    fn close(&mut self, end: End, cause: Cow<'static, str>) {
-        if !self.upstream.mute {
-            for stream in self.lanes.to_reset() {
-                self.upstream.out.push_tail(&frame::rst(stream, frame::ResetCode::CANCEL));
-            }
-            self.upstream.out.push_tail(&frame::goaway(None, frame::GoAwayCode::OK));
-        }
-        self.phase = Phase::Closing(end, cause);
-        self.ticks = 0;
-    }
-
     /// Five seconds have passed.
     pub(super) fn tick(&mut self) {
         let client = self.client.hearing.tick(self.client.listening && self.client.out.is_empty());
@@ -517,71 +397,6 @@ where
             self.upstream.out.push_front(&frame::ping(self.next_ping));
             self.next_ping = self.next_ping.wrapping_add(2) | 1;
         }
-    }
-}
-
-impl<Io> Side<Io>
-where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
-    fn new(io: Io) -> Self {
-        Self { io, out: Outbox::default(), hearing: Hearing::default(), deaf: false, mute: false, listening: false }
-    }
-
-    /// Writes what waits. False: it has to wait on.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.mute {
-            self.out.clear();
-            return true;
-        }
-        match self.out.poll_send(cx, &mut self.io) {
-            Poll::Pending => false,
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(_)) => {
-                // What it sent before it broke may still be read.
-                self.mute = true;
-                self.out.clear();
-                true
-            }
-        }
-    }
-
-    /// Reads up to `limit` bytes into a borrowed buffer; pending keeps none.
-    fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<(Buffer, usize)>> {
-        let mut buffer = Buffer::borrow();
-        let mut read = ReadBuf::new(&mut buffer[..limit]);
-        match Pin::new(&mut self.io).poll_read(cx, &mut read) {
-            Poll::Pending => {
-                self.listening = true;
-                Poll::Pending
-            }
-            Poll::Ready(Err(error)) => {
-                self.deaf = true;
-                Poll::Ready(Err(error))
-            }
-            Poll::Ready(Ok(())) => {
-                let read = read.filled().len();
-                self.deaf |= read == 0;
-                self.hearing.heard();
-                Poll::Ready(Ok((buffer, read)))
-            }
-        }
-    }
-
-    /// Shuts the side down once all is written. `patient`: only when the peer has closed too, so that nothing it has
-    /// not read yet is lost to a reset.
-    fn poll_close(&mut self, cx: &mut Context<'_>, patient: bool) -> Poll<()> {
-        if self.mute {
-            return Poll::Ready(());
-        }
-        if !self.out.is_empty() || patient && !self.deaf {
-            return Poll::Pending;
-        }
-        if Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.mute = true;
-        Poll::Ready(())
     }
 }
 
