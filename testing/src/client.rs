@@ -3,7 +3,7 @@
 //! [`connect`] makes the bare connection of either protocol. On it stand [`V5`], which the library's codec reads, and
 //! [`Spdy`], which is the library's own client role.
 
-use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
+use std::{fmt::Write as _, io, net::SocketAddr};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,7 +12,6 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::mpsc,
-    time::timeout,
 };
 use tower_kube_streaming::{
     spdy::{self, Stream},
@@ -99,9 +98,9 @@ pub async fn connect(address: SocketAddr, head: &str) -> io::Result<TcpStream> {
     tcp.write_all(head.as_bytes()).await?;
     let answer = http::read_head(&mut tcp).await?;
     if !answer.starts_with("HTTP/1.1 101 ") {
+        let length = http::header(&answer, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         let mut body = String::new();
-        // The body has a length, but may as well be all there is.
-        let _ = timeout(Duration::from_secs(1), tcp.read_to_string(&mut body)).await;
+        tcp.take(length).read_to_string(&mut body).await?;
         return Err(io::Error::other(format!("no 101: {answer}{body}")));
     }
     Ok(tcp)

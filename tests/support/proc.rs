@@ -29,3 +29,10 @@ pub fn held(process: &Process) -> Outcome<Held> {
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
     Ok(Held { descriptors: list("fd")?.count(), threads, children, rss_kib: rss.ok_or("no VmRSS")? })
 }
+
+/// What its descriptors are, for a failure's report.
+pub fn descriptors(process: &Process) -> String {
+    let Ok(all) = fs::read_dir(format!("/proc/{}/fd", process.id())) else { return String::new() };
+    let links = all.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links.map(|link| format!("{} ", link.display())).collect()
+}
