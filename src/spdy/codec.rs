@@ -398,7 +398,7 @@ impl Decoder {
 
 impl HeaderReader {
     fn push(&mut self, compressed: &[u8], limits: &Limits) -> Result<(), Error> {
-        let inflater = self.inflater.get_or_insert_with(Inflater::borrow);
+        let inflater = self.inflater.get_or_insert_with(|| Box::new(Inflater::borrow()));
         inflater.inflate(compressed, &mut self.plain, limits.header_bytes)
     }
 }

@@ -34,20 +34,20 @@ pub(crate) struct Inflater {
 
 impl Inflater {
     /// At the beginning of a connection.
-    pub(crate) fn borrow() -> Box<Self> {
+    pub(crate) fn borrow() -> Self {
         let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
-        Box::new(pooled.unwrap_or_else(|| Self { inner: Decompress::new(true), primed: false }))
+        pooled.unwrap_or_else(|| Self { inner: Decompress::new(true), primed: false })
     }
 
     /// For this thread's next connection; nothing of this one is left in it.
-    pub(crate) fn give_back(mut self: Box<Self>) {
+    pub(crate) fn give_back(mut self) {
         self.inner.reset(true);
         self.primed = false;
         // A thread that is ending has no pool any more.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             if pool.len() < KEPT {
-                pool.push(*self);
+                pool.push(self);
             }
         });
     }
@@ -121,4 +121,34 @@ fn stored_block(block: &[u8], out: &mut Vec<u8>) {
 /// The length of what [`store`] writes.
 pub(crate) fn stored_len(plain: usize, first: bool) -> usize {
     plain + 5 * (plain.div_ceil(MAX_STORED) + 1) + if first { 6 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_used_inflater_begins_anew() {
+        let mut stored = Vec::new();
+        store(b"plain", true, &mut stored);
+        for _ in 0..2 {
+            let mut inflater = Inflater::borrow();
+            let mut plain = Vec::new();
+            inflater.inflate(&stored, &mut plain, 100).unwrap();
+            assert_eq!(plain, b"plain");
+            inflater.give_back();
+        }
+    }
+
+    #[test]
+    fn an_inflater_given_back_behind_an_error_begins_anew() {
+        let mut stored = Vec::new();
+        store(b"plain", true, &mut stored);
+        let mut inflater = Inflater::borrow();
+        inflater.inflate(&[0x78, 0xf9, 1, 2, 3, 4], &mut Vec::new(), 100).unwrap_err();
+        inflater.give_back();
+        let mut plain = Vec::new();
+        Inflater::borrow().inflate(&stored, &mut plain, 100).unwrap();
+        assert_eq!(plain, b"plain");
+    }
 }
