@@ -224,6 +224,7 @@ where
         if let Some(watch) = &mut self.watch {
             let why = self.over.map_or(watch::LOST, |(_, cause)| cause);
             watch.write_lost_status(why, &mut self.down.out);
+            watch.reset_unanswered(&mut self.down.out);
         }
     }
 

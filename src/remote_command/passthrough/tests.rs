@@ -212,6 +212,32 @@ async fn an_error_stream_that_ends_unsaid_becomes_a_failure_before_the_goaway() 
     }
 }
 
+/// Go's client waits 30 s for a reply, even if its connection is closed; a reset it hears at once.
+#[tokio::test(start_paused = true)]
+async fn streams_without_a_reply_are_reset_when_upstream_is_lost() {
+    for answered in [0, 20, 40, replies().len()] {
+        let Ends { mut client, mut upstream, session, .. } = start(Some(Version::V4), 64 * 1024);
+        client.write_all(&creation()).await.unwrap();
+        let mut there = vec![0; creation().len()];
+        upstream.read_exact(&mut there).await.unwrap();
+        upstream.write_all(&replies()[..answered]).await.unwrap();
+        drop(upstream);
+        let (control, ..) = read(&rest(&mut client).await);
+        let ids = |wanted: fn(&Event) -> Option<StreamId>| control.iter().filter_map(wanted).collect::<Vec<_>>();
+        let mut told = ids(|event| match event {
+            Event::SynReply { stream, .. } => Some(*stream),
+            _ => None,
+        });
+        told.extend(ids(|event| match event {
+            Event::Rst { stream, .. } => Some(*stream),
+            _ => None,
+        }));
+        assert_eq!(told, [1, 3, 5, 7].map(|id| StreamId::new(id).unwrap()), "{answered} bytes of replies");
+        drop(client);
+        assert_eq!(session.await.unwrap().end, End::Error);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn garbage_of_upstream_ends_in_a_failure() {
     let Ends { mut client, mut upstream, session, .. } = started(Version::V4).await;

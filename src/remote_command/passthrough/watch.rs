@@ -9,7 +9,7 @@ use crate::{
     spdy::{
         Error,
         codec::{Decoder, Event, HeaderMode, Limits},
-        frame::{self, StreamId},
+        frame::{self, ResetCode, StreamId},
     },
     upgrade::{End, outbox::Outbox},
 };
@@ -18,6 +18,7 @@ use crate::{
 const GOAWAY: u32 = 0x8003_0007;
 const RST_STREAM: u32 = 0x8003_0003;
 const SYN_STREAM: u32 = 0x8003_0001;
+const SYN_REPLY: u32 = 0x8003_0002;
 const PING: u32 = 0x8003_0006;
 const HEADERS: u32 = 0x8003_0008;
 
@@ -30,6 +31,9 @@ const OUR_PING: u32 = 0x7fff_ff01;
 /// Ticks of silence before upstream is asked, and before it is dead: 10 s and 60 s.
 const PING_AFTER: u32 = 2;
 const DEAD_AFTER: u32 = 12;
+
+/// Streams of the client's whose reply is watched for; a session has five.
+const MAX_UNANSWERED: usize = 16;
 
 /// What to do about upstream at a tick.
 pub(super) enum Due {
@@ -47,6 +51,8 @@ pub(super) struct Watch {
     /// Reads the client's headers until the error stream is found.
     headers: Option<Box<Decoder>>,
     error: Option<StreamId>,
+    /// Streams that upstream has not replied to.
+    unanswered: Vec<StreamId>,
     /// What upstream said on the error stream, and whether it has ended it.
     status: Vec<u8>,
     error_ended: bool,
@@ -66,6 +72,7 @@ impl Watch {
             down: Splitter::default(),
             headers: Some(Box::new(Decoder::new(Limits::default(), HeaderMode::Inflate))),
             error: None,
+            unanswered: Vec::new(),
             status: Vec::new(),
             error_ended: false,
             goaway: None,
@@ -76,9 +83,12 @@ impl Watch {
     }
 
     pub(super) fn client_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
-        let (headers, error) = (&mut self.headers, &mut self.error);
+        let (headers, error, unanswered) = (&mut self.headers, &mut self.error, &mut self.unanswered);
         self.up.split(buf, out, |found| {
             let Found::Control(frame) = found else { return Ok(Then::Pass) };
+            if word(frame, 0) == SYN_STREAM && unanswered.len() < MAX_UNANSWERED {
+                unanswered.extend(StreamId::new(word(frame, 8)));
+            }
             // All header blocks of a direction share one compression.
             if matches!(word(frame, 0), SYN_STREAM | HEADERS)
                 && let Some(decoder) = headers
@@ -97,6 +107,7 @@ impl Watch {
         let error = self.error.map(StreamId::get);
         let has_status = self.version.has_status();
         let (status, error_ended, goaway) = (&mut self.status, &mut self.error_ended, &mut self.goaway);
+        let unanswered = &mut self.unanswered;
         // Upstream ends the error stream and has said nothing: the client would take that for a success.
         let mut unsaid = false;
         let split = self.down.split(buf, out, |found| {
@@ -112,6 +123,7 @@ impl Watch {
                 }
                 Found::Data { .. } => {}
                 Found::Control(frame) => match word(frame, 0) {
+                    SYN_REPLY => unanswered.retain(|stream| stream.get() != word(frame, 8)),
                     RST_STREAM if Some(word(frame, 8)) == error => {
                         if has_status && status.is_empty() && !*error_ended {
                             unsaid = true;
@@ -132,10 +144,19 @@ impl Watch {
         if unsaid || self.goaway.is_some() {
             self.write_lost_status(LOST, out);
         }
-        if let Some(frame) = &mut self.goaway {
-            out.push_tail(&std::mem::take(frame));
+        if let Some(frame) = self.goaway.as_mut().map(std::mem::take) {
+            self.reset_unanswered(out);
+            out.push_tail(&frame);
         }
         split
+    }
+
+    /// Upstream will reply to no more streams: who waits for that is told. Go's client waits for 30 s, even if its
+    /// connection is closed.
+    pub(super) fn reset_unanswered(&mut self, out: &mut Outbox) {
+        for stream in std::mem::take(&mut self.unanswered) {
+            out.push_tail(&frame::rst(stream, ResetCode::INTERNAL_ERROR));
+        }
     }
 
     /// Upstream has ended, or is given up: if it owes a status, writes one that says why there will be none.
