@@ -1,18 +1,22 @@
 //! The kubelet's stack as an HTTP server: what it answers to which handshake, and that what it answers is served.
 
-use std::{io, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tower_kube_streaming::{
     BoxError,
-    layers::danger::PermitAllLayer,
+    layers::{Hop, danger::PermitAllLayer},
     remote_command::{
         Exit, Input, Output, Stdio, Version, over_spdy_client, over_websocket::WsProtocol, over_websocket_client,
         status::Outcome,
     },
     runtime::{Runtime, Session},
-    services::{Kubelet, StreamingServer},
+    services::{ApiServer, InProcess, Kubelet, StreamingServer},
     upgrade::{Refusal, Sessions, StreamOptions, Target},
 };
 
@@ -56,7 +60,16 @@ impl Session for Echoing {
 /// A connection to a kubelet over [`Echo`].
 fn kubelet(v5: bool) -> DuplexStream {
     let server = StreamingServer::new(Echo);
-    let stack = Kubelet::new(Sessions::new(), PermitAllLayer, if v5 { server.offer_v5() } else { server });
+    serve(Kubelet::new(Sessions::new(), PermitAllLayer, if v5 { server.offer_v5() } else { server }))
+}
+
+/// A connection to an HTTP server of that stack.
+fn serve<S>(stack: S) -> DuplexStream
+where
+    S: tower::Service<http::Request<Incoming>, Response = http::Response<Full<Bytes>>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
     let (near, far) = duplex(64 * 1024);
     let service = hyper_util::service::TowerToHyperService::new(stack);
     tokio::spawn(async move {
@@ -65,6 +78,14 @@ fn kubelet(v5: bool) -> DuplexStream {
         let _ = http.serve_connection_with_upgrades(TokioIo::new(far), service).await;
     });
     near
+}
+
+/// A connection to an API server whose kubelet, over [`Echo`], is in the same process.
+fn api_server() -> DuplexStream {
+    let sessions = Sessions::new();
+    let kubelet = Kubelet::new(sessions.clone(), PermitAllLayer, StreamingServer::new(Echo));
+    let resolve = |target: Arc<Target>| async move { Hop::kubelet("http://kubelet", &target) };
+    serve(ApiServer::new(sessions, PermitAllLayer, resolve, InProcess::new(kubelet)))
 }
 
 /// Sends a request head and returns the head of the answer, and for a refusal its body.
@@ -158,6 +179,34 @@ async fn exec_is_served_over_every_subprotocol_of_websocket() -> Result<(), BoxE
         let said = "exec/pod/Some(\"c\") says hi\n".to_owned();
         assert_eq!(heard(out, err).await?, (said.clone(), said));
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_one_process_v5_is_translated_for_the_kubelet_and_all_else_is_its_own() -> Result<(), BoxError> {
+    const EXEC: &str = "/api/v1/namespaces/ns/pods/pod/exec?container=c&command=x&stdin=1&stdout=1&stderr=1";
+    for protocol in [WsProtocol::V5, WsProtocol::V4, WsProtocol::Base64V4] {
+        let request = http::Request::get(EXEC).header("host", "api").body(())?;
+        let (connected, chosen) = over_websocket_client::connect(api_server(), request, &[protocol]).await?;
+        assert_eq!(chosen, protocol);
+        let (stdio, out, err) = user();
+        let outcome = over_websocket_client::run(connected, protocol, stdio).await?;
+        assert_eq!(outcome, Outcome::Exited(Exit::Code(7)), "{protocol:?}");
+        let said = "exec/pod/Some(\"c\") says hi\n".to_owned();
+        assert_eq!(heard(out, err).await?, (said.clone(), said));
+    }
+    let mut io = api_server();
+    let kubelet = "/exec/ns/pod/c?command=x&input=1&output=1&error=1";
+    let head = ask(&mut io, &spdy(&["v4.channel.k8s.io"]).replace(kubelet, EXEC)).await?;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let (stdio, _out, _err) = user();
+    let outcome = over_spdy_client::run(io, Version::V4, &OPTIONS, stdio).await;
+    assert_eq!(outcome?, Outcome::Exited(Exit::Code(7)));
+    let refused = ask(&mut api_server(), &format!("GET {EXEC} HTTP/1.1\nHost: api")).await?;
+    assert!(
+        refused.starts_with("HTTP/1.1 400 ") && refused.contains("\"message\":\"Upgrade request required\""),
+        "{refused}"
+    );
     Ok(())
 }
 

@@ -22,11 +22,11 @@ enum State<F, R> {
 }
 
 impl<F, R> ResponseFuture<F, R> {
-    pub(super) fn forwarded(inner: F) -> Self {
+    pub(crate) fn forwarded(inner: F) -> Self {
         Self(State::Forwarded(inner))
     }
 
-    pub(super) fn refused(response: Response<R>) -> Self {
+    pub(crate) fn refused(response: Response<R>) -> Self {
         Self(State::Refused(Some(response)))
     }
 }

@@ -2,10 +2,15 @@
 
 use std::task::{Context, Poll};
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
 use tower::Service;
 
-use crate::layers::Hop;
+use super::upgrade_proxy::upgrade_required;
+use crate::{
+    layers::{Hop, upgrade_detect::ResponseFuture},
+    upgrade::{Permit, can_switch},
+};
 
 /// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's.
 ///
@@ -23,22 +28,30 @@ impl<S> InProcess<S> {
     }
 }
 
-impl<S, B> Service<Request<B>> for InProcess<S>
+impl<S, B, R> Service<Request<B>> for InProcess<S>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: From<Bytes>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = ResponseFuture<S::Future, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(hop) = request.extensions_mut().remove::<Hop>() {
-            *request.uri_mut() = hop.uri;
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        if let Some(Permit(target)) = parts.extensions.get()
+            && !can_switch(&parts)
+        {
+            let dialect = target.dialect;
+            return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
         }
-        self.inner.call(request)
+        if let Some(hop) = parts.extensions.remove::<Hop>() {
+            parts.uri = hop.uri;
+        }
+        ResponseFuture::forwarded(self.inner.call(Request::from_parts(parts, body)))
     }
 }

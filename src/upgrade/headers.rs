@@ -6,8 +6,6 @@ use http::{
     request,
 };
 
-use super::Session;
-
 /// The elements of a comma-separated list: repeated lines and joined ones are the same list.
 pub(crate) fn list(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &str> {
     headers
@@ -33,8 +31,7 @@ pub(crate) fn is_upgrade(version: Version, headers: &HeaderMap, extensions: &Ext
 pub(crate) fn can_switch(request: &request::Parts) -> bool {
     let request::Parts { version, headers, extensions, .. } = request;
     let asks = list(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    // Whoever takes the side takes the session with it.
-    is_upgrade(*version, headers, extensions) || asks && extensions.get::<Session>().is_none()
+    is_upgrade(*version, headers, extensions) || asks && super::io::was_taken(extensions)
 }
 
 /// Whether `Upgrade` is exactly `websocket`.

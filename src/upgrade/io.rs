@@ -46,6 +46,10 @@ enum Side {
     Local(Io),
 }
 
+/// Stands in a request where the client's side was: a layer above adapts, and joins it with what comes back.
+#[derive(Clone)]
+struct Taken;
+
 /// Takes one side of an upgrade: the client's out of a request, the leaf's out of a `101`.
 ///
 /// Take it only once the stream is sure to come: a layer below finds nothing any more.
@@ -55,6 +59,7 @@ pub fn take(from: &mut Extensions) -> Option<Pending> {
         Some(io) => Side::Local(io),
         None => Side::Hyper(from.remove::<OnUpgrade>()?),
     };
+    from.insert(Taken);
     Some(Pending { side, session: from.remove::<Session>().unwrap_or_default() })
 }
 
@@ -69,6 +74,10 @@ pub fn accept(request: &mut Extensions, response: &mut Extensions) -> Pending {
 
 pub(crate) fn has_side(extensions: &Extensions) -> bool {
     extensions.get::<OnUpgrade>().is_some() || extensions.get::<Local>().is_some()
+}
+
+pub(crate) fn was_taken(extensions: &Extensions) -> bool {
+    extensions.get::<Taken>().is_some()
 }
 
 impl Pending {
