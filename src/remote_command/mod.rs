@@ -11,6 +11,7 @@ pub(crate) mod relay;
 mod resize;
 pub mod status;
 mod stdio;
+mod tick;
 mod version;
 
 pub use stdio::{Exit, Input, Output, Stdio, TerminalSize};

@@ -76,6 +76,12 @@ pub(crate) fn has_side(extensions: &Extensions) -> bool {
     extensions.get::<OnUpgrade>().is_some() || extensions.get::<Local>().is_some()
 }
 
+/// As [`take`] leaves a request.
+#[cfg(test)]
+pub(crate) fn mark_taken(request: &mut Extensions) {
+    request.insert(Taken);
+}
+
 pub(crate) fn was_taken(extensions: &Extensions) -> bool {
     extensions.get::<Taken>().is_some()
 }

@@ -23,6 +23,8 @@ mod target;
 
 pub use caller::{Caller, ClientAddr};
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
+#[cfg(test)]
+pub(crate) use io::mark_taken;
 pub use io::{Io, Pending, accept, take};
 pub(crate) use permit::permitted;
 pub use permit::{Permit, StreamRequest};

@@ -16,26 +16,22 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::unconstrained,
-    time::{Instant, sleep_until},
+    time::sleep_until,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::watch::Watch;
-use super::Version;
+use super::{Version, tick};
 use crate::upgrade::{
     End, Report,
     buffer::{BUFFER, Buffer},
     outbox::Outbox,
 };
-
-/// How often time is looked at; the bounds below are kept to one tick.
-const TICK: Duration = Duration::from_secs(5);
 
 /// When one side has ended and the other has been silent this long, the session is over: 60 s.
 const LINGER: u32 = 12;
@@ -57,7 +53,7 @@ where
         quiet: 0,
     };
     let mut drained = pin!(drain.cancelled());
-    let mut tick = pin!(sleep_until(Instant::now() + TICK));
+    let mut clock = pin!(sleep_until(tick::first()));
     poll_fn(|cx| {
         if carrier.over.is_none() && drained.as_mut().poll(cx).is_ready() {
             carrier.finish(End::Error, "the server is shutting down");
@@ -67,9 +63,10 @@ where
                 return Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            ready!(pin!(unconstrained(tick.as_mut())).poll(cx));
+            ready!(pin!(unconstrained(clock.as_mut())).poll(cx));
             carrier.tick();
-            tick.as_mut().reset(Instant::now() + TICK);
+            let next = tick::after(clock.deadline());
+            clock.as_mut().reset(next);
         }
     })
     .await

@@ -1,10 +1,4 @@
-//! Time, in ticks: nothing on the data path asks what time it is.
-
-use std::time::Duration;
-
-/// How often time is looked at; every bound below is kept to one tick. It is also how often a client that waits for its
-/// stdin to be taken is shown that we live.
-pub(super) const TICK: Duration = Duration::from_secs(5);
+//! Time, in ticks of five seconds: nothing on the data path asks what time it is.
 
 /// A peer that was silent this long is pinged: 10 s.
 const PING_AFTER: u32 = 2;

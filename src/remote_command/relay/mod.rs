@@ -32,8 +32,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{clock::TICK, state::Relay};
-use super::{Version, over_websocket::SETTLING};
+use self::state::Relay;
+use super::{Version, over_websocket::SETTLING, tick};
 use crate::upgrade::{Io, Report, StreamOptions};
 
 /// Relays until the session has ended and both sides know.
@@ -68,7 +68,8 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let mut drained = pin!(drain.cancelled());
-    let mut tick = pin!(sleep_until(Instant::now() + SETTLING));
+    let mut clock = pin!(sleep_until(Instant::now() + SETTLING));
+    let mut settling = true;
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
             relay.fail("the server is shutting down".to_owned());
@@ -78,13 +79,17 @@ where
                 return std::task::Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            if pin!(unconstrained(tick.as_mut())).poll(cx).is_pending() {
+            if pin!(unconstrained(clock.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
-            if !relay.settle() {
+            let next = if std::mem::take(&mut settling) {
+                relay.settle();
+                tick::first()
+            } else {
                 relay.tick();
-            }
-            tick.as_mut().reset(Instant::now() + TICK);
+                tick::after(clock.deadline())
+            };
+            clock.as_mut().reset(next);
         }
     })
     .await

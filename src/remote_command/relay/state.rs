@@ -103,15 +103,13 @@ where
         relay
     }
 
-    /// The client has created its streams. False: that was known.
-    pub(super) fn settle(&mut self) -> bool {
-        if self.settled {
-            return false;
+    /// The client has created its streams.
+    pub(super) fn settle(&mut self) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
         }
-        self.settled = true;
         // An empty message tells the client that the session is on; Go's servers send it too.
         self.client.out.push_front(&channel::head(Encoding::Binary, self.greeted_on, 0));
-        true
     }
 
     pub(super) fn is_closing(&self) -> bool {

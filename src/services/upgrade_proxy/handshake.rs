@@ -2,10 +2,8 @@
 
 use std::{
     future::{Future, poll_fn},
-    io,
     net::IpAddr,
     pin::pin,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -139,15 +137,4 @@ impl Failure {
             Self::NoUpgrade(code) => format!("invalid upgrade response: status code {}", code.as_u16()),
         }
     }
-}
-
-/// Bounds `future`, with Go's words for what took too long.
-pub(super) async fn within<T>(
-    limit: Duration,
-    what: &str,
-    future: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    tokio::time::timeout(limit, future)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("{what}: i/o timeout"))))
 }

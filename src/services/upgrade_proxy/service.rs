@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -18,7 +18,10 @@ use http::{
     request,
 };
 use http_body_util::{Empty, Full};
-use tokio::time::timeout;
+use tokio::{
+    select,
+    time::{Instant, sleep},
+};
 use tower::Service;
 
 use super::{
@@ -86,12 +89,20 @@ impl<C: Connect> UpgradeProxy<C> {
         }
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
         let asked = ask_for(&request, hop);
-        let io = handshake::within(self.dial, "dial tcp", self.connect.connect(asked.uri().clone()))
-            .await
-            .map_err(|error| refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error)))?;
-        let answer = timeout(self.answer, handshake::ask(io, relative(asked)))
-            .await
-            .unwrap_or_else(|_| Err(Failure::Broken(io::Error::from(io::ErrorKind::TimedOut).into())));
+        // One timer for both waits: a new one that is due before all others wakes the thread that sleeps on them.
+        let mut clock = pin!(sleep(self.dial));
+        let io = select! {
+            biased;
+            io = self.connect.connect(asked.uri().clone()) => io,
+            () = &mut clock => Err(io::Error::new(io::ErrorKind::TimedOut, "dial tcp: i/o timeout")),
+        };
+        let io = io.map_err(|error| refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error)))?;
+        clock.as_mut().reset(Instant::now() + self.answer);
+        let answer = select! {
+            biased;
+            answer = handshake::ask(io, relative(asked)) => answer,
+            () = &mut clock => Err(Failure::Broken(io::Error::from(io::ErrorKind::TimedOut).into())),
+        };
         let mut response = match answer {
             Ok(response) => response,
             Err(failure) => return Err(refuse(bad_gateway(&target, failure.message(), &failure))),

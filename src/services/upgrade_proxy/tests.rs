@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::{TcpConnect, UpgradeProxy, handshake::strip_credentials};
 use crate::{
     layers::Hop,
-    upgrade::{ClientAddr, Dialect, Permit, StreamOptions, Subresource, Target, take},
+    upgrade::{ClientAddr, Dialect, Permit, StreamOptions, Subresource, Target, mark_taken, take},
 };
 
 fn request(uri: &str) -> Request<Empty<Bytes>> {
@@ -35,6 +35,7 @@ fn request(uri: &str) -> Request<Empty<Bytes>> {
         options: StreamOptions::default(),
         dialect: Dialect::ApiServer,
     };
+    mark_taken(request.extensions_mut());
     request.extensions_mut().insert(Permit(Arc::new(target)));
     request.extensions_mut().insert(ClientAddr([192, 0, 2, 9].into()));
     request.extensions_mut().insert(Hop::new(uri.parse().unwrap()));
