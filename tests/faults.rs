@@ -101,9 +101,10 @@ async fn a_kubelet_that_dies_is_no_success() {
             }
         }
         // v1 has no status: an empty error stream that ends is success, so its end has to be seen. kubectl over SPDY v1
-        // does not wait for it: once stdout and stderr have ended it exits 0, whoever is on the other side.
-        let all = [Cut::BeforeFin, Cut::BeforeStatus, Cut::BeforeClose];
-        for cut in all.into_iter().take(if client.websocket { 3 } else { 1 }) {
+        // does not wait for it: once stdout and stderr have ended, as they do with the connection, it may exit 0 (once
+        // in 50 tries), whatever was written for it. No server can mend that.
+        let cuts: &[Cut] = if client.websocket { &[Cut::BeforeFin, Cut::BeforeStatus, Cut::BeforeClose] } else { &[] };
+        for &cut in cuts {
             for _ in 0..count(1, 50) {
                 runs.push((client.clone(), cut, Death::Rst, "v1"));
             }
