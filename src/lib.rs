@@ -71,6 +71,7 @@
 pub mod adapters;
 mod error;
 pub mod layers;
+pub mod port_forward;
 pub mod remote_command;
 pub mod runtime;
 pub mod services;

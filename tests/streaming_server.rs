@@ -15,7 +15,7 @@ use tower_kube_streaming::{
         Exit, Input, Output, Stdio, Version, over_spdy_client, over_websocket::WsProtocol, over_websocket_client,
         status::Outcome,
     },
-    runtime::{Runtime, Session},
+    runtime::{Loopback, Runtime, Session},
     services::{ApiServer, InProcess, Kubelet, StreamingServer},
     upgrade::{Refusal, Sessions, StreamOptions, Target},
 };
@@ -27,12 +27,17 @@ struct Echoing(String);
 
 impl Runtime for Echo {
     type Session = Echoing;
+    type Forward = Loopback;
 
     async fn open(&self, target: &Target) -> Result<Echoing, Refusal> {
         if target.pod == "nosuch" {
             return Err(Refusal::not_found("pods", &target.pod));
         }
         Ok(Echoing(format!("{}/{}/{:?}", target.subresource, target.pod, target.container)))
+    }
+
+    async fn port_forward(&self, target: &Target) -> Result<Loopback, Refusal> {
+        Err(Refusal::not_found("pods", &target.pod))
     }
 }
 

@@ -18,7 +18,7 @@ use tower_kube_streaming::{
     BoxError,
     layers::{Hop, danger::PermitAllLayer},
     remote_command::{Exit, Stdio},
-    runtime::{Runtime, Session},
+    runtime::{Loopback, Runtime, Session},
     services::{ApiServer, Kubelet, StreamingServer, TcpConnect, UpgradeProxy},
     upgrade::{Refusal, Sessions, Target},
 };
@@ -106,9 +106,14 @@ struct Command(Vec<String>);
 
 impl Runtime for Commands {
     type Session = Command;
+    type Forward = Loopback;
 
     async fn open(&self, target: &Target) -> Result<Command, Refusal> {
         Ok(Command(target.options.command.clone()))
+    }
+
+    async fn port_forward(&self, _: &Target) -> Result<Loopback, Refusal> {
+        Ok(Loopback::default())
     }
 }
 

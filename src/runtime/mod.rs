@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use crate::{
+    port_forward::Dial,
     remote_command::{Exit, Stdio},
     upgrade::{Refusal, Target},
 };
@@ -10,9 +11,9 @@ use crate::{
 #[cfg(feature = "process")]
 mod process;
 #[cfg(feature = "process")]
-pub use process::{Main, ProcessRuntime, ProcessSession};
+pub use process::{Loopback, Main, ProcessRuntime, ProcessSession};
 
-/// Runs commands, or attaches to them, on the streams of a session.
+/// Runs commands, or attaches to them, on the streams of a session, and dials into pods.
 ///
 /// Two phases, so that a refusal is an HTTP answer and never a stream that breaks: [`open`](Self::open) before the
 /// `101`, [`Session::run`] after it.
@@ -20,16 +21,27 @@ pub trait Runtime: Send + Sync + 'static {
     /// What was opened.
     type Session: Session;
 
+    /// What dials into a pod.
+    type Forward: Dial;
+
     /// Looks the target up and checks that it can run. Must not start the command: a client whose `101` got lost asks
     /// again, and would run it twice.
     fn open(&self, target: &Target) -> impl Future<Output = Result<Self::Session, Refusal>> + Send;
+
+    /// Looks up the pod of a port-forward. Dials nothing yet: each connection of the client is dialled when it comes.
+    fn port_forward(&self, target: &Target) -> impl Future<Output = Result<Self::Forward, Refusal>> + Send;
 }
 
 impl<R: Runtime> Runtime for std::sync::Arc<R> {
     type Session = R::Session;
+    type Forward = R::Forward;
 
     fn open(&self, target: &Target) -> impl Future<Output = Result<Self::Session, Refusal>> + Send {
         (**self).open(target)
+    }
+
+    fn port_forward(&self, target: &Target) -> impl Future<Output = Result<Self::Forward, Refusal>> + Send {
+        (**self).port_forward(target)
     }
 }
 

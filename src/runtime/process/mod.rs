@@ -10,6 +10,7 @@
 mod copy;
 mod exec;
 mod group;
+mod loopback;
 mod main_process;
 mod spawn;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::{
     upgrade::{Refusal, StreamOptions, Subresource, Target},
 };
 use http::StatusCode;
+pub use loopback::Loopback;
 use main_process::MainProcess;
 use spawn::Recipe;
 
@@ -106,10 +108,14 @@ impl ProcessRuntime {
         }
     }
 
+    fn pod(&self, target: &Target) -> Result<&Pod, Refusal> {
+        self.pods
+            .get(&(target.namespace.clone(), target.pod.clone()))
+            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "NotFound", "pod does not exist"))
+    }
+
     fn find(&self, target: &Target) -> Result<&Arc<MainProcess>, Refusal> {
-        let Some(pod) = self.pods.get(&(target.namespace.clone(), target.pod.clone())) else {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "NotFound", "pod does not exist"));
-        };
+        let pod = self.pod(target)?;
         let found = match &target.container {
             Some(name) => pod.containers.iter().find(|(known, _)| known == name),
             None => pod.containers.first(),
@@ -141,11 +147,12 @@ impl fmt::Debug for ProcessRuntime {
 
 impl Runtime for ProcessRuntime {
     type Session = ProcessSession;
+    type Forward = Loopback;
 
     async fn open(&self, target: &Target) -> Result<ProcessSession, Refusal> {
         let options = &target.options;
         if target.subresource == Subresource::PortForward {
-            return Err(Refusal::bad_request("port-forward is not supported by this runtime"));
+            return Err(Refusal::bad_request("a port-forward runs no command"));
         }
         if !(options.stdin || options.stdout || options.stderr) {
             return Err(Refusal::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
@@ -158,6 +165,10 @@ impl Runtime for ProcessRuntime {
             }
             _ => Kind::Exec(exec_recipe(target)?),
         }))
+    }
+
+    async fn port_forward(&self, target: &Target) -> Result<Loopback, Refusal> {
+        self.pod(target).map(|_| Loopback::default())
     }
 }
 
