@@ -29,6 +29,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -44,7 +45,11 @@ use tower::{Layer, Service};
 
 use super::Hop;
 use crate::{
-    remote_command::{Version, over_websocket::refuse_handshake, relay},
+    remote_command::{
+        Version,
+        over_websocket::{refuse_handshake, settling},
+        relay,
+    },
     upgrade::{Dialect, Pending, Permit, Refusal, Subresource, Target, is_upgrade, is_websocket, take, upgrade_names},
     websocket::handshake,
 };
@@ -101,8 +106,9 @@ where
         let Some(client) = take(request.extensions_mut()) else {
             return ResponseFuture::inner(self.inner.call(request), None);
         };
+        let settling = settling(request.headers());
         to_spdy(&mut request);
-        ResponseFuture::inner(self.inner.call(request), Some(Client { side: client, accept, target }))
+        ResponseFuture::inner(self.inner.call(request), Some(Client { side: client, accept, settling, target }))
     }
 }
 
@@ -138,6 +144,7 @@ fn to_spdy<B>(request: &mut Request<B>) {
 struct Client {
     side: Pending,
     accept: HeaderValue,
+    settling: Duration,
     target: Arc<Target>,
 }
 
@@ -149,7 +156,7 @@ impl Client {
     fn join<R: From<Bytes>>(self, mut inner: Response<R>) -> Response<R> {
         let leaf = take(inner.extensions_mut());
         let version = negotiated(inner.headers());
-        let target = self.target;
+        let (settling, target) = (self.settling, self.target);
         self.side.spawn(move |client, drain| async move {
             let upstream = match (leaf, version) {
                 (_, Err(unknown)) => Err(unknown),
@@ -160,8 +167,10 @@ impl Client {
                 },
             };
             match upstream {
-                Ok((upstream, version)) => relay::run(client, upstream, version, &target.options, drain).await,
-                Err(why) => relay::fail(client, &why).await,
+                Ok((upstream, version)) => {
+                    relay::run(client, upstream, version, &target.options, settling, drain).await
+                }
+                Err(why) => relay::fail(client, &why, settling).await,
             }
         });
         let mut response = Response::new(R::from(Bytes::new()));

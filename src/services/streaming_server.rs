@@ -31,7 +31,7 @@ use crate::{
     BoxError,
     remote_command::{
         Exit, Stdio, Version, over_spdy,
-        over_websocket::{self, SETTLING, WsProtocol, refuse_handshake},
+        over_websocket::{self, WsProtocol, refuse_handshake, settling},
     },
     runtime::{Runtime, Session},
     upgrade::{Dialect, Refusal, Subresource, accept, can_switch, is_websocket, list, permitted, upgrade_names},
@@ -89,6 +89,7 @@ impl<R: Runtime> StreamingServer<R> {
         };
         let session = self.runtime.open(&target).await.map_err(refuse)?;
         let mut response = carrier.switching_protocols();
+        let settling = settling(&request.headers);
         let client = accept(&mut request.extensions, response.extensions_mut());
         client.spawn(move |io, drain| async move {
             let options = &target.options;
@@ -98,7 +99,7 @@ impl<R: Runtime> StreamingServer<R> {
                 }
                 Carrier::WebSocket { protocol, .. } => {
                     if protocol == WsProtocol::V5 {
-                        sleep(SETTLING).await;
+                        sleep(settling).await;
                     }
                     let limits = over_websocket::Limits::default();
                     over_websocket::serve(io, protocol, options, limits, drain, |stdio| run(session, stdio)).await
