@@ -15,3 +15,8 @@ mod version;
 
 pub use stdio::{Exit, Input, Output, Stdio, TerminalSize};
 pub use version::Version;
+
+/// What a session's WebSocket messages are held to.
+fn messages(limits: &crate::upgrade::SessionLimits) -> crate::websocket::Limits {
+    crate::websocket::Limits { message: limits.message, fragments: limits.fragments }
+}

@@ -41,7 +41,7 @@ where
     Fut: Future<Output = Result<Exit, BoxError>> + Send + 'static,
 {
     let (near, far) = duplex(room);
-    (far, tokio::spawn(serve(near, protocol, options, Limits::default(), drain, run)))
+    (far, tokio::spawn(serve(near, protocol, options, &SessionLimits::new(), drain, run)))
 }
 
 async fn start<F, Fut>(protocol: WsProtocol, options: &StreamOptions, run: F) -> (Client, JoinHandle<Report>)
@@ -545,8 +545,14 @@ async fn a_client_that_still_writes_reads_the_status_over_tcp() {
         };
         let (client, server) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         let io = server.expect("accepted").0;
-        let session =
-            tokio::spawn(serve(io, WsProtocol::V5, &options("io"), Limits::default(), CancellationToken::new(), run));
+        let session = tokio::spawn(serve(
+            io,
+            WsProtocol::V5,
+            &options("io"),
+            &SessionLimits::new(),
+            CancellationToken::new(),
+            run,
+        ));
         let client = WebSocketStream::from_raw_socket(client.expect("connected"), Role::Client, None).await;
         let (mut sink, mut stream) = client.split();
         let sender = tokio::spawn(async move { while sink.send(binary(&[0; 30_000])).await.is_ok() {} });

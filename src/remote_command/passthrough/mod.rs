@@ -28,17 +28,20 @@ use tokio_util::sync::CancellationToken;
 use self::watch::Watch;
 use super::Version;
 use crate::upgrade::{
-    End, Report,
+    End, Report, SessionLimits,
     buffer::{BUFFER, Buffer},
     clock::{self, Due},
     outbox::Outbox,
 };
 
-/// When one side has ended and the other has been silent this long, the session is over: 60 s.
-const LINGER: u32 = 12;
-
 /// Carries `client` and `upstream` until both have ended. `watched`: the version of a SPDY exec or attach.
-pub(crate) async fn carry<C, U>(client: C, upstream: U, watched: Option<Version>, drain: CancellationToken) -> Report
+pub(crate) async fn carry<C, U>(
+    client: C,
+    upstream: U,
+    watched: Option<Version>,
+    limits: &SessionLimits,
+    drain: CancellationToken,
+) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -48,10 +51,11 @@ where
         upstream,
         up: Half::default(),
         down: Half::default(),
-        watch: watched.map(Watch::new),
+        watch: watched.map(|version| Watch::new(version, limits)),
         over: None,
         client_first: false,
         quiet: 0,
+        linger: clock::ticks(limits.dead_after),
     };
     let mut drained = pin!(drain.cancelled());
     let mut timer = pin!(sleep_until(clock::first()));
@@ -87,6 +91,8 @@ struct Carrier<C, U> {
     client_first: bool,
     /// Ticks in which nothing moved.
     quiet: u32,
+    /// So many of them end a session of which one side has ended.
+    linger: u32,
 }
 
 /// One direction.
@@ -245,7 +251,7 @@ where
         let moved = std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved);
         self.quiet = if moved { 0 } else { self.quiet + 1 };
         let half_ended = self.up.state != State::Open || self.down.state != State::Open;
-        if half_ended && self.quiet >= LINGER {
+        if half_ended && self.quiet >= self.linger {
             self.finish(End::Error, "one side ended, the other was silent");
             // Whoever has not taken what is left by now does not want it.
             self.down.state = State::Broken;
@@ -255,7 +261,7 @@ where
         match watch.tick(self.down.listening && self.up.out.is_empty()) {
             Due::Nothing => {}
             Due::Ping => watch.ping(&mut self.up.out),
-            Due::Dead => self.finish(End::Error, "the next hop was silent for 60 seconds"),
+            Due::Dead => self.finish(End::Error, "the next hop was silent for too long"),
         }
     }
 

@@ -17,9 +17,10 @@ use crate::{
         codec::{Decoder, Event, HeaderMode, Limits},
         frame::{self, GoAwayCode, HeaderEncoder, ResetCode, StreamId},
     },
-    upgrade::{End, Report},
+    upgrade::{End, Report, SessionLimits},
 };
 
+const LIMITS: SessionLimits = SessionLimits::new();
 const SUCCESS: &[u8] = br#"{"metadata":{},"status":"Success"}"#;
 
 /// Stream, payload, FIN.
@@ -96,7 +97,7 @@ fn start(watched: Option<Version>, room: usize) -> Ends {
     let (client, ours) = duplex(room);
     let (upstream, theirs) = duplex(room);
     let drain = CancellationToken::new();
-    let session = tokio::spawn(super::carry(ours, theirs, watched, drain.clone()));
+    let session = tokio::spawn(super::carry(ours, theirs, watched, &LIMITS, drain.clone()));
     Ends { client, upstream, session, drain }
 }
 

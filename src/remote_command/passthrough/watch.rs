@@ -8,11 +8,11 @@ use crate::{
     },
     spdy::{
         Error,
-        codec::{Decoder, Event, HeaderMode, Limits},
+        codec::{self, Decoder, Event, HeaderMode},
         frame::{self, ResetCode, StreamId},
     },
     upgrade::{
-        End,
+        End, SessionLimits,
         clock::{Due, Hearing},
         outbox::Outbox,
     },
@@ -57,19 +57,19 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(version: Version) -> Self {
+    pub(super) fn new(version: Version, limits: &SessionLimits) -> Self {
         Self {
             version,
             up: Splitter::default(),
             down: Splitter::default(),
-            headers: Some(Box::new(Decoder::new(Limits::default(), HeaderMode::Inflate))),
+            headers: Some(Box::new(Decoder::new(codec::Limits::default(), HeaderMode::Inflate))),
             error: None,
             unanswered: Vec::new(),
             status: Vec::new(),
             error_ended: false,
             goaway: None,
             lost: false,
-            hearing: Hearing::default(),
+            hearing: Hearing::new(limits),
         }
     }
 

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::state::Relay;
 use super::{Version, over_websocket::SETTLING};
-use crate::upgrade::{Io, Report, StreamOptions, clock};
+use crate::upgrade::{Io, Report, SessionLimits, StreamOptions, clock};
 
 /// Relays until the session has ended and both sides know.
 pub(crate) async fn run<C, U>(
@@ -41,22 +41,23 @@ pub(crate) async fn run<C, U>(
     upstream: U,
     version: Version,
     options: &StreamOptions,
+    limits: &SessionLimits,
     drain: CancellationToken,
 ) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    drive(Relay::new(client, upstream, version, options), drain).await
+    drive(Relay::new(client, upstream, version, options, limits), drain).await
 }
 
 /// Tells a client that has its `101` already that there will be no session.
-pub(crate) async fn fail<C>(client: C, why: &str) -> Report
+pub(crate) async fn fail<C>(client: C, why: &str, limits: &SessionLimits) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (nobody, _) = Io::pair();
-    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default());
+    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default(), limits);
     relay.fail(why.to_owned());
     drive(relay, CancellationToken::new()).await
 }

@@ -31,9 +31,10 @@ use crate::{
         codec::{Decoder, Event, HeaderMode, Limits},
         frame::{self, GoAwayCode, HeaderEncoder, ResetCode, StreamId},
     },
-    upgrade::{End, Report, StreamOptions},
+    upgrade::{End, Report, SessionLimits, StreamOptions},
 };
 
+const LIMITS: SessionLimits = SessionLimits::new();
 const SUCCESS: &[u8] = br#"{"metadata":{},"status":"Success"}"#;
 const EXIT_3: &[u8] = br#"{"status":"Failure","message":"x","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"3"}]}}"#;
 
@@ -177,7 +178,7 @@ async fn raw(
     let (upstream, theirs) = duplex(room);
     let drain = CancellationToken::new();
     let token = drain.clone();
-    let relay = tokio::spawn(async move { super::run(ours, theirs, version, &options, token).await });
+    let relay = tokio::spawn(async move { super::run(ours, theirs, version, &options, &LIMITS, token).await });
     (client, Upstream::new(upstream), relay, drain)
 }
 
@@ -441,10 +442,9 @@ async fn an_upstream_cut_at_any_byte_is_a_success_only_if_all_was_there() {
                 let (client, ours) = duplex(ROOM);
                 let theirs = Script { reads: VecDeque::from([bytes[..cut].to_vec()]), broken };
                 let options = options(true, true, true, false);
-                let relay =
-                    tokio::spawn(
-                        async move { super::run(ours, theirs, version, &options, CancellationToken::new()).await },
-                    );
+                let relay = tokio::spawn(async move {
+                    super::run(ours, theirs, version, &options, &LIMITS, CancellationToken::new()).await
+                });
                 let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
                 let told = hear(&mut client).await;
                 let case = format!("{version} cut at {cut}, broken {broken}");
@@ -593,7 +593,7 @@ async fn a_drain_tells_the_client_and_upstream() {
 #[tokio::test(start_paused = true)]
 async fn a_session_without_upstream_is_a_status_and_a_close() {
     let (client, ours) = duplex(ROOM);
-    let relay = tokio::spawn(async move { super::fail(ours, "no such runtime").await });
+    let relay = tokio::spawn(async move { super::fail(ours, "no such runtime", &LIMITS).await });
     let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
     let told = hear(&mut client).await;
     told.assert_failed();
@@ -980,8 +980,9 @@ async fn a_client_that_cannot_be_written_to_is_gone_at_once() {
     let broken = CancellationToken::new();
     let client = Breaks { taken: 0, broken: Box::pin(broken.clone().cancelled_owned()) };
     let options = options(true, true, true, false);
-    let relay =
-        tokio::spawn(async move { super::run(client, theirs, Version::V4, &options, CancellationToken::new()).await });
+    let relay = tokio::spawn(async move {
+        super::run(client, theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await
+    });
     let mut upstream = Upstream::new(upstream);
     upstream.accept(4).await;
     upstream.data(5, &[7; 1000], false).await;
@@ -1085,10 +1086,9 @@ async fn a_flood_of_stdin_does_not_keep_output_back() {
     // So wide that upstream, too, is always ready.
     let (upstream, theirs) = duplex(1 << 28);
     let options = options(true, true, false, false);
-    let relay =
-        tokio::spawn(
-            async move { super::run(Flood(false), theirs, Version::V4, &options, CancellationToken::new()).await },
-        );
+    let relay = tokio::spawn(async move {
+        super::run(Flood(false), theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await
+    });
     let mut upstream = Upstream::new(upstream);
     upstream.accept(3).await;
     let (mut far, mut near) = tokio::io::split(upstream.io);
@@ -1191,8 +1191,9 @@ async fn carries(stdin: Vec<Vec<u8>>, output: Vec<(bool, Vec<u8>)>, code: u8, se
     let (upstream, theirs) = duplex(room);
     let options = options(true, true, true, false);
     let (ours, theirs) = (Chop::new(ours, seed, most), Chop::new(theirs, seed ^ 0x9e37_79b9, most));
-    let relay =
-        tokio::spawn(async move { super::run(ours, theirs, Version::V4, &options, CancellationToken::new()).await });
+    let relay = tokio::spawn(async move {
+        super::run(ours, theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await
+    });
     let client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
     let mut upstream = Upstream::new(upstream);
 

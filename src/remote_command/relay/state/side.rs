@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::upgrade::{buffer::Buffer, clock::Hearing, outbox::Outbox};
+use crate::upgrade::{SessionLimits, buffer::Buffer, clock::Hearing, outbox::Outbox};
 
 /// One connection, and what waits to be written to it.
 pub(super) struct Side<Io> {
@@ -27,8 +27,8 @@ impl<Io> Side<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(io: Io) -> Self {
-        Self { io, out: Outbox::default(), hearing: Hearing::default(), deaf: false, mute: false, listening: false }
+    pub(super) fn new(io: Io, limits: &SessionLimits) -> Self {
+        Self { io, out: Outbox::default(), hearing: Hearing::new(limits), deaf: false, mute: false, listening: false }
     }
 
     /// Writes what waits. False: it has to wait on.
