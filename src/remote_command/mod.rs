@@ -1,5 +1,7 @@
 //! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
 
+#[cfg(test)]
+mod fixtures;
 pub(crate) mod over_spdy;
 #[cfg(feature = "client")]
 pub mod over_spdy_client;

@@ -7,11 +7,9 @@ use tokio::{
 
 use super::*;
 use crate::{
-    remote_command::{Input, Output, over_spdy_client, status::Outcome},
+    remote_command::{Input, Output, fixtures::LIMITS, over_spdy_client, status::Outcome},
     spdy::{RecvEnd, client},
 };
-
-const LIMITS: SessionLimits = SessionLimits::new();
 
 static BOTH: StreamOptions =
     StreamOptions { stdin: true, stdout: true, stderr: true, tty: false, command: Vec::new(), ports: Vec::new() };

@@ -11,17 +11,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     remote_command::{
         Exit, Version,
+        fixtures::{LIMITS, SUCCESS, data, rst},
         status::{self, Outcome},
     },
     spdy::{
         codec::{Decoder, Event, HeaderMode, Limits},
-        frame::{self, GoAwayCode, HeaderEncoder, ResetCode, StreamId},
+        frame::{self, GoAwayCode, HeaderEncoder, StreamId},
     },
-    upgrade::{End, Report, SessionLimits},
+    upgrade::{End, Report},
 };
-
-const LIMITS: SessionLimits = SessionLimits::new();
-const SUCCESS: &[u8] = br#"{"metadata":{},"status":"Success"}"#;
 
 /// Stream, payload, FIN.
 type Data = (u32, Vec<u8>, bool);
@@ -55,16 +53,6 @@ fn read(bytes: &[u8]) -> (Vec<Event>, Vec<Data>, bool) {
 fn of(data: &[Data], stream: u32) -> (Vec<u8>, bool) {
     let pieces = || data.iter().filter(|(id, ..)| *id == stream);
     (pieces().flat_map(|(_, bytes, _)| bytes.clone()).collect(), pieces().any(|(.., fin)| *fin))
-}
-
-fn data(stream: u32, bytes: &[u8], fin: bool) -> Vec<u8> {
-    let mut frame = frame::data_head(StreamId::new(stream).unwrap(), bytes.len(), fin).to_vec();
-    frame.extend_from_slice(bytes);
-    frame
-}
-
-fn rst(stream: u32) -> [u8; 16] {
-    frame::rst(StreamId::new(stream).unwrap(), ResetCode::CANCEL)
 }
 
 /// The SYN_STREAMs of a client.
