@@ -29,6 +29,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -44,7 +45,11 @@ use tower::{Layer, Service};
 
 use super::Hop;
 use crate::{
-    remote_command::{Version, over_websocket::refuse_handshake, relay},
+    remote_command::{
+        Version,
+        over_websocket::{refuse_handshake, settling},
+        relay,
+    },
     upgrade::{
         Dialect, Pending, Permit, Refusal, SessionLimits, Subresource, Target, is_upgrade, is_websocket, take,
         upgrade_names,
@@ -113,11 +118,10 @@ where
         let Some(client) = take(request.extensions_mut()) else {
             return ResponseFuture::inner(self.inner.call(request), None);
         };
+        let settling = settling(request.headers());
         to_spdy(&mut request);
-        ResponseFuture::inner(
-            self.inner.call(request),
-            Some(Client { side: client, accept, target, limits: self.limits }),
-        )
+        let client = Client { side: client, accept, settling, target, limits: self.limits };
+        ResponseFuture::inner(self.inner.call(request), Some(client))
     }
 }
 
@@ -153,6 +157,7 @@ fn to_spdy<B>(request: &mut Request<B>) {
 struct Client {
     side: Pending,
     accept: HeaderValue,
+    settling: Duration,
     target: Arc<Target>,
     limits: SessionLimits,
 }
@@ -165,7 +170,7 @@ impl Client {
     fn join<R: From<Bytes>>(self, mut inner: Response<R>) -> Response<R> {
         let leaf = take(inner.extensions_mut());
         let version = negotiated(inner.headers());
-        let (target, limits) = (self.target, self.limits);
+        let (settling, target, limits) = (self.settling, self.target, self.limits);
         self.side.spawn(move |client, drain| async move {
             let upstream = match (leaf, version) {
                 (_, Err(unknown)) => Err(unknown),
@@ -176,8 +181,10 @@ impl Client {
                 },
             };
             match upstream {
-                Ok((upstream, version)) => relay::run(client, upstream, version, &target.options, &limits, drain).await,
-                Err(why) => relay::fail(client, &why, &limits).await,
+                Ok((upstream, version)) => {
+                    relay::run(client, upstream, version, &target.options, &limits, settling, drain).await
+                }
+                Err(why) => relay::fail(client, &why, &limits, settling).await,
             }
         });
         let mut response = Response::new(R::from(Bytes::new()));

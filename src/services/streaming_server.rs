@@ -31,7 +31,7 @@ use crate::{
     BoxError,
     remote_command::{
         Exit, Stdio, Version, over_spdy,
-        over_websocket::{self, SETTLING, WsProtocol, refuse_handshake},
+        over_websocket::{self, WsProtocol, refuse_handshake, settling},
     },
     runtime::{Runtime, Session},
     upgrade::{
@@ -99,6 +99,7 @@ impl<R: Runtime> StreamingServer<R> {
         };
         let session = self.runtime.open(&target).await.map_err(refuse)?;
         let mut response = carrier.switching_protocols();
+        let settling = settling(&request.headers);
         let client = accept(&mut request.extensions, response.extensions_mut());
         let limits = self.limits;
         client.spawn(move |io, drain| async move {
@@ -109,7 +110,7 @@ impl<R: Runtime> StreamingServer<R> {
                 }
                 Carrier::WebSocket { protocol, .. } => {
                     if protocol == WsProtocol::V5 {
-                        sleep(SETTLING).await;
+                        sleep(settling).await;
                     }
                     over_websocket::serve(io, protocol, options, &limits, drain, |stdio| run(session, stdio)).await
                 }

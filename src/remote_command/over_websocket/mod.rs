@@ -7,6 +7,7 @@
 
 mod pipes;
 mod session;
+mod settling;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use self::session::Session;
+pub(crate) use self::settling::settling;
 use super::{Exit, Stdio, Version, messages};
 use crate::{
     BoxError,
@@ -33,10 +35,6 @@ use crate::{
         handshake::{self, RequestError},
     },
 };
-
-/// What a v5 client has to create its streams in, behind its `101`. kubectl 1.29 to 1.33 throws away what comes before
-/// (client-go 2f016580e).
-pub(crate) const SETTLING: Duration = Duration::from_millis(25);
 
 /// A subprotocol of remote command over WebSocket. There never were a v2 and a v3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

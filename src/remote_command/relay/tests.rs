@@ -36,6 +36,9 @@ use crate::{
     upgrade::{End, Report, SessionLimits, StreamOptions},
 };
 
+/// As for a client that nothing is known of.
+const SETTLING: Duration = Duration::from_millis(25);
+
 const EXIT_3: &[u8] = br#"{"status":"Failure","message":"x","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"3"}]}}"#;
 
 /// What the scripted upstream sees.
@@ -177,7 +180,7 @@ async fn raw_within(
     let (upstream, theirs) = duplex(room);
     let drain = CancellationToken::new();
     let token = drain.clone();
-    let relay = tokio::spawn(async move { run(ours, theirs, version, &options, &limits, token).await });
+    let relay = tokio::spawn(async move { run(ours, theirs, version, &options, &limits, SETTLING, token).await });
     (client, Upstream::new(upstream), relay, drain)
 }
 

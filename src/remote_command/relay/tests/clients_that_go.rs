@@ -69,10 +69,9 @@ async fn a_client_that_cannot_be_written_to_is_gone_at_once() {
     let broken = CancellationToken::new();
     let client = Breaks { taken: 0, broken: Box::pin(broken.clone().cancelled_owned()) };
     let options = options(true, true, true, false);
-    let relay =
-        tokio::spawn(
-            async move { run(client, theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await },
-        );
+    let relay = tokio::spawn(async move {
+        run(client, theirs, Version::V4, &options, &LIMITS, SETTLING, CancellationToken::new()).await
+    });
     let mut upstream = Upstream::new(upstream);
     upstream.accept(4).await;
     upstream.data(5, &[7; 1000], false).await;
@@ -177,7 +176,7 @@ async fn a_flood_of_stdin_does_not_keep_output_back() {
     let (upstream, theirs) = duplex(1 << 28);
     let options = options(true, true, false, false);
     let relay = tokio::spawn(async move {
-        run(Flood(false), theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await
+        run(Flood(false), theirs, Version::V4, &options, &LIMITS, SETTLING, CancellationToken::new()).await
     });
     let mut upstream = Upstream::new(upstream);
     upstream.accept(3).await;

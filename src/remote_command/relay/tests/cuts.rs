@@ -96,8 +96,9 @@ async fn carries(stdin: Vec<Vec<u8>>, output: Vec<(bool, Vec<u8>)>, code: u8, se
     let (upstream, theirs) = duplex(room);
     let options = options(true, true, true, false);
     let (ours, theirs) = (Chop::new(ours, seed, most), Chop::new(theirs, seed ^ 0x9e37_79b9, most));
-    let relay =
-        tokio::spawn(async move { run(ours, theirs, Version::V4, &options, &LIMITS, CancellationToken::new()).await });
+    let relay = tokio::spawn(async move {
+        run(ours, theirs, Version::V4, &options, &LIMITS, SETTLING, CancellationToken::new()).await
+    });
     let client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
     let mut upstream = Upstream::new(upstream);
 

@@ -102,7 +102,7 @@ async fn an_upstream_cut_at_any_byte_is_a_success_only_if_all_was_there() {
                 let theirs = Script { reads: VecDeque::from([bytes[..cut].to_vec()]), broken };
                 let options = options(true, true, true, false);
                 let relay = tokio::spawn(async move {
-                    run(ours, theirs, version, &options, &LIMITS, CancellationToken::new()).await
+                    run(ours, theirs, version, &options, &LIMITS, SETTLING, CancellationToken::new()).await
                 });
                 let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
                 let told = hear(&mut client).await;
@@ -252,7 +252,7 @@ async fn a_drain_tells_the_client_and_upstream() {
 #[tokio::test(start_paused = true)]
 async fn a_session_without_upstream_is_a_status_and_a_close() {
     let (client, ours) = duplex(ROOM);
-    let relay = tokio::spawn(async move { fail(ours, "no such runtime", &LIMITS).await });
+    let relay = tokio::spawn(async move { fail(ours, "no such runtime", &LIMITS, SETTLING).await });
     let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
     let told = hear(&mut client).await;
     told.assert_failed();

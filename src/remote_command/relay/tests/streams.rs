@@ -74,3 +74,18 @@ async fn a_client_hears_nothing_for_25_ms_unless_it_has_spoken() {
         assert!(sent.elapsed().abs_diff(wanted) < Duration::from_millis(2), "{:?}", sent.elapsed());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_needs_no_time_hears_at_once() {
+    let ((client, ours), (upstream, theirs)) = (duplex(ROOM), duplex(ROOM));
+    let options = StreamOptions { stdout: true, ..StreamOptions::default() };
+    let started = Instant::now();
+    let relay = tokio::spawn(async move {
+        run(ours, theirs, Version::V4, &options, &LIMITS, Duration::ZERO, CancellationToken::new()).await
+    });
+    let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
+    assert_eq!(client.next().await.unwrap().unwrap(), message(1, b""));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    drop((client, upstream));
+    relay.await.unwrap();
+}
