@@ -113,13 +113,15 @@ async fn a_kubelet_that_dies_is_no_success() {
     all_fail(&lab, runs, count(AT_ONCE, 30)).await;
 }
 
-/// Silence is death after 60 s, and after 30 s while streams are opened; that one point is for every day. All runs take
-/// their time together.
+/// Silence is death after 60 s, and after 30 s while streams are opened: so it is in `full`, at every point. At quick
+/// counts the API server is told to give up after 5 s, and one point of each kind is tried: while streams are opened,
+/// in the output, in the status, and behind it. All runs take their time together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kubelet_that_falls_silent_is_no_success() {
     let kubelet = ScriptedKubelet::start().await.expect("a port is free");
-    let lab = lab(&kubelet).await;
-    let points = count(&[Cut::AfterReply(2)][..], &Cut::ALL[..]);
+    let flags = count(&["--give-up-after", "5"][..], &[]);
+    let lab = Lab::before_with(kubelet.address().port(), flags).await.unwrap_or_else(|why| panic!("{why}"));
+    let points = count(&[Cut::AfterReply(2), Cut::MidFrame, Cut::MidStatus, Cut::BeforeClose][..], &Cut::ALL[..]);
     let mut runs = Vec::new();
     for client in kubectls() {
         for cut in points {
@@ -128,6 +130,6 @@ async fn a_kubelet_that_falls_silent_is_no_success() {
             }
         }
     }
-    let limit = Duration::from_secs(count(100, 3600));
-    tokio::time::timeout(limit, all_fail(&lab, runs, count(6, 150))).await.expect("silence ends in time");
+    let limit = Duration::from_secs(count(60, 3600));
+    tokio::time::timeout(limit, all_fail(&lab, runs, count(12, 150))).await.expect("silence ends in time");
 }
