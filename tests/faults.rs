@@ -17,7 +17,7 @@ use tower_kube_streaming_testing::{
     kubelet::{CODE, Cut, HELLO, ScriptedKubelet},
 };
 
-/// Many: kubectl over SPDY waits 30 s for replies that will not come, whether or not its connection has ended.
+/// Many: most of a run is waiting.
 const AT_ONCE: usize = 12;
 
 /// SPDY passed through, WebSocket translated, and SPDY passed through from a kubectl that has tried WebSocket.
@@ -87,13 +87,17 @@ async fn a_kubelet_that_lives_is_a_success() -> Outcome {
     lab.stop().await
 }
 
+/// Every point, whatever the counts, but one: a kubectl over SPDY whose next stream comes when the kubelet is dead already
+/// waits for a reply for 30 s, so at quick counts it meets no death between its streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kubelet_that_dies_is_no_success() {
     let kubelet = ScriptedKubelet::start().await.expect("a port is free");
     let lab = lab(&kubelet).await;
     let mut runs = Vec::new();
     for client in kubectls() {
-        for cut in Cut::ALL {
+        let between = |cut: &Cut| matches!(cut, Cut::After101 | Cut::AfterReply(1 | 2));
+        let waits = |cut: &Cut| count(!client.websocket && between(cut), false);
+        for cut in Cut::ALL.into_iter().filter(|cut| !waits(cut)) {
             for death in [Death::Fin, Death::Rst] {
                 for _ in 0..count(1, 50) {
                     runs.push((client.clone(), cut, death, "v4"));
