@@ -50,7 +50,10 @@ use crate::{
         over_websocket::{refuse_handshake, settling},
         relay,
     },
-    upgrade::{Dialect, Pending, Permit, Refusal, Subresource, Target, is_upgrade, is_websocket, take, upgrade_names},
+    upgrade::{
+        Dialect, Pending, Permit, Refusal, SessionLimits, Subresource, Target, is_upgrade, is_websocket, take,
+        upgrade_names,
+    },
     websocket::handshake,
 };
 
@@ -59,14 +62,22 @@ const X_STREAM_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-
 
 /// Layer that applies [`Translate`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct TranslateLayer {}
+pub struct TranslateLayer {
+    limits: SessionLimits,
+}
 
 impl TranslateLayer {
     /// Translates with the default limits.
     #[must_use]
     pub fn new() -> Self {
-        Self {}
+        Self::default()
+    }
+
+    /// Holds the sessions to `limits`.
+    #[must_use]
+    pub fn limits(mut self, limits: SessionLimits) -> Self {
+        self.limits = limits;
+        self
     }
 }
 
@@ -74,7 +85,7 @@ impl<S> Layer<S> for TranslateLayer {
     type Service = Translate<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Translate { inner }
+        Translate { inner, limits: self.limits }
     }
 }
 
@@ -82,6 +93,7 @@ impl<S> Layer<S> for TranslateLayer {
 #[derive(Clone, Debug)]
 pub struct Translate<S> {
     inner: S,
+    limits: SessionLimits,
 }
 
 impl<S, B, R> Service<Request<B>> for Translate<S>
@@ -108,7 +120,8 @@ where
         };
         let settling = settling(request.headers());
         to_spdy(&mut request);
-        ResponseFuture::inner(self.inner.call(request), Some(Client { side: client, accept, settling, target }))
+        let client = Client { side: client, accept, settling, target, limits: self.limits };
+        ResponseFuture::inner(self.inner.call(request), Some(client))
     }
 }
 
@@ -146,6 +159,7 @@ struct Client {
     accept: HeaderValue,
     settling: Duration,
     target: Arc<Target>,
+    limits: SessionLimits,
 }
 
 impl Client {
@@ -156,7 +170,7 @@ impl Client {
     fn join<R: From<Bytes>>(self, mut inner: Response<R>) -> Response<R> {
         let leaf = take(inner.extensions_mut());
         let version = negotiated(inner.headers());
-        let (settling, target) = (self.settling, self.target);
+        let (settling, target, limits) = (self.settling, self.target, self.limits);
         self.side.spawn(move |client, drain| async move {
             let upstream = match (leaf, version) {
                 (_, Err(unknown)) => Err(unknown),
@@ -168,9 +182,9 @@ impl Client {
             };
             match upstream {
                 Ok((upstream, version)) => {
-                    relay::run(client, upstream, version, &target.options, settling, drain).await
+                    relay::run(client, upstream, version, &target.options, &limits, settling, drain).await
                 }
-                Err(why) => relay::fail(client, &why, settling).await,
+                Err(why) => relay::fail(client, &why, &limits, settling).await,
             }
         });
         let mut response = Response::new(R::from(Bytes::new()));

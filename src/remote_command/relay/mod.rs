@@ -19,7 +19,6 @@
 //! - **Data, then FIN, then status, then Close.** The error stream is collected until stdout and stderr have ended. What
 //!   it says is sent as it came if it is a `Status`; if none came, because upstream was lost, a failure is sent.
 
-mod clock;
 mod lanes;
 mod state;
 
@@ -33,8 +32,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::state::Relay;
-use super::{Version, tick};
-use crate::upgrade::{Io, Report, StreamOptions};
+use super::Version;
+use crate::upgrade::{Io, Report, SessionLimits, StreamOptions, clock};
 
 /// Relays until the session has ended and both sides know. The client is told nothing for the time of `settling`,
 /// unless it speaks.
@@ -43,6 +42,7 @@ pub(crate) async fn run<C, U>(
     upstream: U,
     version: Version,
     options: &StreamOptions,
+    limits: &SessionLimits,
     settling: Duration,
     drain: CancellationToken,
 ) -> Report
@@ -50,16 +50,16 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    drive(Relay::new(client, upstream, version, options), settling, drain).await
+    drive(Relay::new(client, upstream, version, options, limits), settling, drain).await
 }
 
 /// Tells a client that has its `101` already that there will be no session.
-pub(crate) async fn fail<C>(client: C, why: &str, settling: Duration) -> Report
+pub(crate) async fn fail<C>(client: C, why: &str, limits: &SessionLimits, settling: Duration) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (nobody, _) = Io::pair();
-    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default());
+    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default(), limits);
     relay.fail(why.to_owned());
     drive(relay, settling, CancellationToken::new()).await
 }
@@ -74,7 +74,7 @@ where
     if !settling {
         relay.settle();
     }
-    let mut clock = pin!(sleep_until(if settling { Instant::now() + wait } else { tick::first() }));
+    let mut timer = pin!(sleep_until(if settling { Instant::now() + wait } else { clock::first() }));
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
             relay.fail("the server is shutting down".to_owned());
@@ -84,17 +84,17 @@ where
                 return std::task::Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            if pin!(unconstrained(clock.as_mut())).poll(cx).is_pending() {
+            if pin!(unconstrained(timer.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
             let next = if std::mem::take(&mut settling) {
                 relay.settle();
-                tick::first()
+                clock::first()
             } else {
                 relay.tick();
-                tick::after(clock.deadline())
+                clock::after(timer.deadline())
             };
-            clock.as_mut().reset(next);
+            timer.as_mut().reset(next);
         }
     })
     .await
