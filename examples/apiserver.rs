@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use support::{
@@ -33,7 +33,7 @@ use tower_kube_streaming::{
     adapters::rustls::TlsConnect,
     layers::danger::PermitAllLayer,
     services::{ApiServer, InProcess, UpgradeProxy},
-    upgrade::{Dialect, Sessions, Target},
+    upgrade::{Dialect, SessionLimits, Sessions, Target},
 };
 
 /// A small Kubernetes API server that really streams.
@@ -76,6 +76,10 @@ struct Flags {
     /// Dial kubelets by plain HTTP. Nodes on loopback addresses only; for benchmarks.
     #[arg(long)]
     kubelet_insecure_http: bool,
+    /// A client or kubelet that says nothing for so many seconds is given up. It is pinged before, and a kubelet that is
+    /// slow to open streams has half of them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "manifest")]
+    give_up_after: u64,
 }
 
 /// Where streams go.
@@ -83,7 +87,7 @@ enum Next {
     /// Nowhere: the kubelet's part runs in this process.
     InProcess(Arc<Store>),
     /// To the kubelet of the pod's node.
-    Kubelets(TlsConnect),
+    Kubelets(TlsConnect, SessionLimits),
 }
 
 /// The streaming stack of an API server.
@@ -92,7 +96,10 @@ fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
     // `support::authz` has authorized every request that comes here.
     let authorize = PermitAllLayer;
     match next {
-        Next::Kubelets(connect) => mounted(ApiServer::new(sessions, authorize, resolve, UpgradeProxy::new(connect))),
+        Next::Kubelets(connect, limits) => {
+            let leaf = UpgradeProxy::new(connect).limits(limits);
+            mounted(ApiServer::with_limits(limits, sessions, authorize, resolve, leaf))
+        }
         Next::InProcess(store) => {
             // The kubelet's sessions are counted and drained with ours.
             let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone());
@@ -175,7 +182,13 @@ fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
     let own = pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key);
     let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
     let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
-    Ok(Next::Kubelets(if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect }))
+    let connect = if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect };
+    Ok(Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))))
+}
+
+/// The defaults, if a silent peer is given up after 60 seconds.
+fn limits(silence: Duration) -> SessionLimits {
+    SessionLimits::new().ping_after(silence / 6).dead_after(silence).creation(silence / 2)
 }
 
 fn pair(cert: &Option<PathBuf>, key: &Option<PathBuf>) -> Option<CertAndKey> {

@@ -25,6 +25,9 @@ const READ: usize = 128 * 1024;
 /// A client may use any key; with one the message of a given payload is always the same.
 const MASK: [u8; 4] = [0x5a, 0xa5, 0x3c, 0xc3];
 
+/// It does what kubectl 1.37 does.
+const AGENT: &str = "User-Agent: kubectl/v1.37.0 (linux/amd64) kubernetes/bench";
+
 /// Nothing here takes so long, unless it hangs.
 const HANGS: Duration = Duration::from_secs(60);
 
@@ -87,7 +90,7 @@ impl To {
             Carrier::V5 => {
                 let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n";
-                write!(tcp, "GET {} HTTP/1.1\r\nHost: bench\r\n{upgrade}\r\n", self.path(command, stdin))?;
+                write!(tcp, "GET {} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}\r\n", self.path(command, stdin))?;
                 read_head(tcp)?;
                 let decoder = websocket::Decoder::new(Role::Client, websocket::Limits::default());
                 session.wire = Wire::V5(Box::new((decoder, Demux::new(Encoding::Binary, true))));
@@ -95,7 +98,7 @@ impl To {
             Carrier::Spdy => {
                 let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\
                      X-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-                write!(tcp, "POST {} HTTP/1.1\r\nHost: bench\r\n{upgrade}\r\n", self.path(command, stdin))?;
+                write!(tcp, "POST {} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}\r\n", self.path(command, stdin))?;
                 read_head(tcp)?;
                 session.open_streams(stdin)?;
             }

@@ -183,7 +183,7 @@ impl Side {
                 Event::Opened { .. } | Event::GoAway(_) => unreachable!("taken above"),
             }
             let told = *told;
-            assert_eq!(self.session.can_send(stream) && told.over, false);
+            assert!(!self.session.can_send(stream) || !told.over);
         }
         for (stream, told) in &self.told {
             let may = told.replied && !told.sent_fin && !told.over && !told.reset;

@@ -62,7 +62,7 @@ impl Head {
 }
 
 /// What such a request asks for; `Err` is the answer of a layer that refused it.
-fn detect(dialect: Dialect, request: Request<()>) -> Result<Option<Arc<Target>>, Response<Bytes>> {
+fn detect(dialect: Dialect, request: Request<()>) -> Result<Option<Arc<Target>>, Box<Response<Bytes>>> {
     let found = Arc::new(Mutex::new(None));
     let mut service = UpgradeDetectLayer::new(dialect, Sessions::new()).layer(service_fn(|request: Request<()>| {
         let target = request.extensions().get::<StreamRequest>().map(|asked| Arc::new(asked.target().clone()));
@@ -75,7 +75,7 @@ fn detect(dialect: Dialect, request: Request<()>) -> Result<Option<Arc<Target>>,
     };
     match found.lock().unwrap().take() {
         Some(target) => Ok(target.map(|target| Target::clone(&target)).map(Arc::new)),
-        None => Err(response),
+        None => Err(Box::new(response)),
     }
 }
 
@@ -181,7 +181,6 @@ fn negotiate(runtime: &Runtime, dialect: Dialect, head: &Head) {
 
 fn check_handshake(head: &Head) {
     let Head { method, headers, .. } = head;
-    let _ = handshake::is_websocket(headers);
     let first: Vec<&str> = handshake::offers_in_first_line(headers).collect();
     let all: Vec<&str> = handshake::offers(headers).collect();
     assert!(all.starts_with(&first));

@@ -29,6 +29,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -44,8 +45,15 @@ use tower::{Layer, Service};
 
 use super::Hop;
 use crate::{
-    remote_command::{Version, over_websocket::refuse_handshake, relay},
-    upgrade::{Dialect, Pending, Permit, Refusal, Subresource, Target, is_upgrade, is_websocket, take, upgrade_names},
+    remote_command::{
+        Version,
+        over_websocket::{refuse_handshake, settling},
+        relay,
+    },
+    upgrade::{
+        Dialect, Pending, Permit, Refusal, SessionLimits, Subresource, Target, is_upgrade, is_websocket, take,
+        upgrade_names,
+    },
     websocket::handshake,
 };
 
@@ -54,14 +62,22 @@ const X_STREAM_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-
 
 /// Layer that applies [`Translate`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct TranslateLayer {}
+pub struct TranslateLayer {
+    limits: SessionLimits,
+}
 
 impl TranslateLayer {
     /// Translates with the default limits.
     #[must_use]
     pub fn new() -> Self {
-        Self {}
+        Self::default()
+    }
+
+    /// Holds the sessions to `limits`.
+    #[must_use]
+    pub fn limits(mut self, limits: SessionLimits) -> Self {
+        self.limits = limits;
+        self
     }
 }
 
@@ -69,7 +85,7 @@ impl<S> Layer<S> for TranslateLayer {
     type Service = Translate<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Translate { inner }
+        Translate { inner, limits: self.limits }
     }
 }
 
@@ -77,6 +93,7 @@ impl<S> Layer<S> for TranslateLayer {
 #[derive(Clone, Debug)]
 pub struct Translate<S> {
     inner: S,
+    limits: SessionLimits,
 }
 
 impl<S, B, R> Service<Request<B>> for Translate<S>
@@ -101,8 +118,10 @@ where
         let Some(client) = take(request.extensions_mut()) else {
             return ResponseFuture::inner(self.inner.call(request), None);
         };
+        let settling = settling(request.headers());
         to_spdy(&mut request);
-        ResponseFuture::inner(self.inner.call(request), Some(Client { side: client, accept, target }))
+        let client = Client { side: client, accept, settling, target, limits: self.limits };
+        ResponseFuture::inner(self.inner.call(request), Some(client))
     }
 }
 
@@ -138,7 +157,9 @@ fn to_spdy<B>(request: &mut Request<B>) {
 struct Client {
     side: Pending,
     accept: HeaderValue,
+    settling: Duration,
     target: Arc<Target>,
+    limits: SessionLimits,
 }
 
 impl Client {
@@ -149,7 +170,7 @@ impl Client {
     fn join<R: From<Bytes>>(self, mut inner: Response<R>) -> Response<R> {
         let leaf = take(inner.extensions_mut());
         let version = negotiated(inner.headers());
-        let target = self.target;
+        let (settling, target, limits) = (self.settling, self.target, self.limits);
         self.side.spawn(move |client, drain| async move {
             let upstream = match (leaf, version) {
                 (_, Err(unknown)) => Err(unknown),
@@ -160,8 +181,10 @@ impl Client {
                 },
             };
             match upstream {
-                Ok((upstream, version)) => relay::run(client, upstream, version, &target.options, drain).await,
-                Err(why) => relay::fail(client, &why).await,
+                Ok((upstream, version)) => {
+                    relay::run(client, upstream, version, &target.options, &limits, settling, drain).await
+                }
+                Err(why) => relay::fail(client, &why, &limits, settling).await,
             }
         });
         let mut response = Response::new(R::from(Bytes::new()));

@@ -1,5 +1,7 @@
 //! `exec` and `attach`, whoever carries them: versions, streams, `Status` JSON, terminal sizes.
 
+#[cfg(test)]
+mod fixtures;
 pub(crate) mod over_spdy;
 #[cfg(feature = "client")]
 pub mod over_spdy_client;
@@ -11,8 +13,12 @@ pub(crate) mod relay;
 mod resize;
 pub mod status;
 mod stdio;
-mod tick;
 mod version;
 
 pub use stdio::{Exit, Input, Output, Stdio, TerminalSize};
 pub use version::Version;
+
+/// What a session's WebSocket messages are held to.
+fn messages(limits: &crate::upgrade::SessionLimits) -> crate::websocket::Limits {
+    crate::websocket::Limits { message: limits.message, fragments: limits.fragments }
+}

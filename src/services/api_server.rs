@@ -7,7 +7,7 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
     layers::{FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, UpgradeDetect, UpgradeDetectLayer},
-    upgrade::{Dialect, Sessions},
+    upgrade::{Dialect, SessionLimits, Sessions},
 };
 
 /// The streaming stack of an API server over a leaf that carries streams on.
@@ -29,11 +29,26 @@ impl ApiServer<()> {
         A: Layer<FeatureRouting<Translate<L>, V>>,
         V: Clone,
     {
+        Self::with_limits(SessionLimits::new(), sessions, authorize, resolve, leaf)
+    }
+
+    /// As [`new`](Self::new), with other limits for the sessions that are translated here. The leaf has its own.
+    pub fn with_limits<A, V, L>(
+        limits: SessionLimits,
+        sessions: Sessions,
+        authorize: A,
+        resolve: V,
+        leaf: L,
+    ) -> ApiServer<UpgradeDetect<A::Service>>
+    where
+        A: Layer<FeatureRouting<Translate<L>, V>>,
+        V: Clone,
+    {
         let stack = ServiceBuilder::new()
             .layer(UpgradeDetectLayer::new(Dialect::ApiServer, sessions))
             .layer(authorize)
             .layer(FeatureRoutingLayer::new(resolve))
-            .layer(TranslateLayer::new())
+            .layer(TranslateLayer::new().limits(limits))
             .service(leaf);
         ApiServer { stack }
     }

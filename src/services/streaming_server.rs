@@ -31,10 +31,12 @@ use crate::{
     BoxError,
     remote_command::{
         Exit, Stdio, Version, over_spdy,
-        over_websocket::{self, SETTLING, WsProtocol, refuse_handshake},
+        over_websocket::{self, WsProtocol, refuse_handshake, settling},
     },
     runtime::{Runtime, Session},
-    upgrade::{Dialect, Refusal, Subresource, accept, can_switch, is_websocket, list, permitted, upgrade_names},
+    upgrade::{
+        Dialect, Refusal, SessionLimits, Subresource, accept, can_switch, is_websocket, list, permitted, upgrade_names,
+    },
     websocket::handshake,
 };
 
@@ -50,18 +52,19 @@ const X_ACCEPTED_STREAM_PROTOCOL_VERSIONS: HeaderName = HeaderName::from_static(
 pub struct StreamingServer<R> {
     runtime: Arc<R>,
     v5: bool,
+    limits: SessionLimits,
 }
 
 impl<R> Clone for StreamingServer<R> {
     fn clone(&self) -> Self {
-        Self { runtime: Arc::clone(&self.runtime), v5: self.v5 }
+        Self { runtime: Arc::clone(&self.runtime), v5: self.v5, limits: self.limits }
     }
 }
 
 impl<R: Runtime> StreamingServer<R> {
     /// Serves from `runtime`.
     pub fn new(runtime: R) -> Self {
-        Self { runtime: Arc::new(runtime), v5: false }
+        Self { runtime: Arc::new(runtime), v5: false, limits: SessionLimits::new() }
     }
 
     /// Also offers `v5.channel.k8s.io`, over both carriers. No packaged runtime does, so a kubelet that is to look like
@@ -69,6 +72,13 @@ impl<R: Runtime> StreamingServer<R> {
     #[must_use]
     pub fn offer_v5(mut self) -> Self {
         self.v5 = true;
+        self
+    }
+
+    /// Holds the sessions to `limits`.
+    #[must_use]
+    pub fn limits(mut self, limits: SessionLimits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -89,19 +99,20 @@ impl<R: Runtime> StreamingServer<R> {
         };
         let session = self.runtime.open(&target).await.map_err(refuse)?;
         let mut response = carrier.switching_protocols();
+        let settling = settling(&request.headers);
         let client = accept(&mut request.extensions, response.extensions_mut());
+        let limits = self.limits;
         client.spawn(move |io, drain| async move {
             let options = &target.options;
             match carrier {
                 Carrier::Spdy(version) => {
-                    over_spdy::serve(io, version, options, drain, |stdio| run(session, stdio)).await
+                    over_spdy::serve(io, version, options, &limits, drain, |stdio| run(session, stdio)).await
                 }
                 Carrier::WebSocket { protocol, .. } => {
                     if protocol == WsProtocol::V5 {
-                        sleep(SETTLING).await;
+                        sleep(settling).await;
                     }
-                    let limits = over_websocket::Limits::default();
-                    over_websocket::serve(io, protocol, options, limits, drain, |stdio| run(session, stdio)).await
+                    over_websocket::serve(io, protocol, options, &limits, drain, |stdio| run(session, stdio)).await
                 }
             }
         });

@@ -203,24 +203,10 @@ impl Decoder {
         Self { limits, headers, state: State::Head, partial: [0; MAX_FIXED], filled: 0, failed: None }
     }
 
-    /// Reads no more headers and gives their memory back. There is no way back: the compression has one context.
-    pub fn skip_headers(&mut self) {
-        self.headers = None;
-    }
-
     /// No frame is half read: a connection may end here.
     #[must_use]
     pub fn at_frame_boundary(&self) -> bool {
         matches!(self.state, State::Head) && self.filled == 0
-    }
-
-    /// The DATA frame that is half read, and how many bytes of it are still to come.
-    #[must_use]
-    pub fn data_in_progress(&self) -> Option<(StreamId, usize)> {
-        match self.state {
-            State::Data { stream, left, .. } => Some((stream, left)),
-            State::Head | State::Fixed { .. } | State::Block { .. } | State::Settings { .. } => None,
-        }
     }
 
     /// Reads up to and including the next event.

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    batch::Batch,
     codec::{self, Decoder},
     error::{Error, Kind},
     frame::{ResetCode, StreamId},
@@ -250,8 +251,7 @@ pub struct Connection<Io> {
     shared: Arc<Shared>,
     decoder: Decoder,
     /// The batch that is being written.
-    out: Vec<u8>,
-    written: usize,
+    out: Batch,
     needs_flush: bool,
     /// Writing failed; what the peer sent before is still read.
     broken: Option<Broken>,
@@ -286,8 +286,7 @@ impl<Io> Connection<Io> {
             io,
             shared: Shared::new(role, config, Instant::now().into_std(), users),
             decoder: Decoder::new(config.codec, header_mode(role)),
-            out: Vec::new(),
-            written: 0,
+            out: Batch::default(),
             needs_flush: false,
             broken: None,
             phase: Phase::Serving,
@@ -370,10 +369,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
         match self.write(cx) {
             Ok(wrote) => progress |= wrote,
             Err(error) => {
-                let unwritten = self.written < self.out.len() || self.needs_flush;
+                let unwritten = !self.out.is_empty() || self.needs_flush;
                 self.broken = Some(Broken { error: error.into(), unwritten, until: now + self.close_timeout });
-                self.out = Vec::new();
-                self.written = 0;
+                self.out = Batch::default();
                 self.needs_flush = false;
                 return Ok(true);
             }
@@ -394,7 +392,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// How the connection ended, if that was in order.
     fn orderly(&self) -> Option<Result<(), Error>> {
-        let unwritten = self.written < self.out.len() || self.broken.as_ref().is_some_and(|broken| broken.unwritten);
+        let unwritten = !self.out.is_empty() || self.broken.as_ref().is_some_and(|broken| broken.unwritten);
         let may_end = self.shared.with(|state| state.may_end(unwritten));
         (may_end && self.decoder.at_frame_boundary() || self.shared.with(|state| state.fatal().is_some()))
             .then(|| self.outcome())
@@ -406,32 +404,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// Writes one batch, as far as the socket takes it.
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.written == self.out.len() {
-            self.out.clear();
-            self.written = 0;
+        if self.out.is_empty() {
             self.shared.with(|state| state.fill(&mut self.out));
         }
         let mut progress = false;
-        while self.written < self.out.len() {
-            match Pin::new(&mut self.io).poll_write(cx, &self.out[self.written..])? {
-                Poll::Pending => break,
-                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(len) => {
-                    self.written += len;
-                    self.needs_flush = true;
-                    progress = true;
-                }
+        while !self.out.is_empty() {
+            if self.out.poll_write(Pin::new(&mut self.io), cx)?.is_pending() {
+                break;
             }
+            self.needs_flush = true;
+            progress = true;
         }
         let (must_end, is_flushed) = self.shared.with(|state| (state.must_end(), state.is_flushed()));
         if must_end && (progress || self.close_by.is_none()) {
             self.close_by = Some(Instant::now() + self.close_timeout);
         }
-        if self.written < self.out.len() || progress {
+        if !self.out.is_empty() || progress {
             return Ok(progress);
         }
         // Nothing is left to write. An idle connection keeps no buffer.
-        self.out = Vec::new();
+        self.out = Batch::default();
         if self.needs_flush {
             if Pin::new(&mut self.io).poll_flush(cx)?.is_pending() {
                 return Ok(false);
@@ -448,7 +440,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     fn deadline(&self) -> Option<Instant> {
         let session = match self.phase {
             Phase::Serving => {
-                let unwritten = self.written < self.out.len() || self.needs_flush;
+                let unwritten = !self.out.is_empty() || self.needs_flush;
                 let deadline = self.shared.with(|state| {
                     let listening = state.wants_read() && !unwritten;
                     state.session.set_listening(listening, Instant::now().into_std());

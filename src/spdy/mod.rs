@@ -9,6 +9,7 @@
 //!
 //! This folder imports nothing of the crate.
 
+mod batch;
 pub mod codec;
 pub mod connection;
 mod dictionary;

@@ -34,7 +34,8 @@ pub(crate) fn can_switch(request: &request::Parts) -> bool {
     is_upgrade(*version, headers, extensions) || asks && super::io::was_taken(extensions)
 }
 
-/// Whether `Upgrade` is exactly `websocket`.
+/// Whether `Upgrade` names `websocket`, alone or in a list (RFC 6455, 4.2.1: "containing the value"). Upstream wants the
+/// first line to be nothing else (`wsstream.IsWebSocketRequest`), and so refuses a list at every hop.
 pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
     upgrade_names(headers, "websocket")
 }
@@ -42,4 +43,32 @@ pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
 /// Whether `Upgrade` names that protocol, in any case.
 pub(crate) fn upgrade_names(headers: &HeaderMap, protocol: &str) -> bool {
     list(headers, UPGRADE).any(|token| token.eq_ignore_ascii_case(protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn websocket_is_told_by_any_element_of_upgrade() {
+        for (lines, is) in [
+            (&["websocket"][..], true),
+            (&["WebSocket"], true),
+            (&["websocket, foo"], true),
+            (&["SPDY/3.1", "websocket"], true),
+            (&["websockets"], false),
+            (&["websocket/13"], false),
+            (&["SPDY/3.1"], false),
+            (&[""], false),
+            (&[], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(UPGRADE, HeaderValue::from_static(line));
+            }
+            assert_eq!(is_websocket(&headers), is, "{lines:?}");
+        }
+    }
 }

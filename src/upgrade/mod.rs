@@ -11,14 +11,17 @@
 
 pub(crate) mod buffer;
 mod caller;
+pub(crate) mod clock;
 mod grammar;
 mod headers;
 mod io;
+mod limits;
 pub(crate) mod outbox;
 mod permit;
 mod refusal;
 mod report;
 mod session;
+pub(crate) mod side;
 mod target;
 
 pub use caller::{Caller, ClientAddr};
@@ -26,6 +29,7 @@ pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_nam
 #[cfg(test)]
 pub(crate) use io::mark_taken;
 pub use io::{Io, Pending, accept, take};
+pub use limits::SessionLimits;
 pub(crate) use permit::permitted;
 pub use permit::{Permit, StreamRequest};
 pub use refusal::Refusal;

@@ -160,3 +160,129 @@ impl fmt::Debug for Session {
         f.debug_struct("Session").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const FAREWELL: Duration = Duration::from_secs(20);
+
+    fn report() -> Report {
+        Report::new(End::Success, "over")
+    }
+
+    fn of(sessions: &Sessions) -> Session {
+        Session(Arc::new(Inner { sessions: sessions.clone(), ..Inner::default() }))
+    }
+
+    /// Ends by itself after `seconds`, or `farewell` seconds after it was asked to.
+    fn spawn(sessions: &Sessions, seconds: u64, farewell: u64) {
+        of(sessions).spawn(move |drain| async move {
+            tokio::select! {
+                () = sleep(Duration::from_secs(seconds)) => {}
+                () = drain.cancelled() => sleep(Duration::from_secs(farewell)).await,
+            }
+            report()
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_without_sessions_is_over_at_once() {
+        let begun = Instant::now();
+        assert_eq!(Sessions::new().drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_end_by_themselves_are_not_asked() {
+        let sessions = Sessions::new();
+        // Asked, it would stay for ever.
+        spawn(&sessions, 9, u64::MAX / 4);
+        let begun = Instant::now();
+        assert_eq!((sessions.len(), sessions.is_empty()), (1, false));
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(begun.elapsed().as_secs(), 9);
+        assert!(sessions.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_others_are_asked_then_and_have_time_to_tell_their_clients() {
+        let sessions = Sessions::new();
+        spawn(&sessions, 3600, 5);
+        spawn(&sessions, 3600, 19);
+        let begun = Instant::now();
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(begun.elapsed().as_secs(), 29);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_still_lives_is_cut_and_counted() {
+        let sessions = Sessions::new();
+        spawn(&sessions, 3600, 5);
+        spawn(&sessions, 3600, 3600);
+        let held = Arc::new(());
+        let stubborn = of(&sessions);
+        stubborn.hold(Arc::clone(&held));
+        stubborn.spawn(|_| std::future::pending());
+        let begun = Instant::now();
+        assert_eq!(sessions.clone().drain(PATIENCE, FAREWELL).await, 2);
+        assert_eq!(begun.elapsed().as_secs(), 30);
+        assert!(sessions.is_empty());
+        assert_eq!(Arc::strong_count(&held), 1, "guards end with their session");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_was_dropped_goes_on_when_it_is_called_again() {
+        let sessions = Sessions::new();
+        spawn(&sessions, 3600, 5);
+        let begun = Instant::now();
+        assert!(timeout(Duration::from_secs(11), sessions.drain(PATIENCE, FAREWELL)).await.is_err());
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(begun.elapsed().as_secs(), 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_begins_during_a_drain_is_waited_for_and_asked() {
+        let sessions = Sessions::new();
+        spawn(&sessions, 3600, 5);
+        let late = sessions.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(12)).await;
+            spawn(&late, 3600, 7);
+        });
+        let begun = Instant::now();
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(begun.elapsed().as_secs(), 19);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_panics_is_counted_out_and_releases_its_guards() {
+        static RELEASED: AtomicUsize = AtomicUsize::new(0);
+        struct Guard;
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                RELEASED.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let sessions = Sessions::new();
+        let session = of(&sessions);
+        session.hold(Guard);
+        session.clone().hold(Guard);
+        session.spawn(|_| async { panic!("a runtime that panics") });
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!(RELEASED.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_do_not_count_each_others_sessions() {
+        let (mine, others) = (Sessions::new(), Sessions::new());
+        spawn(&others, 3600, 5);
+        assert_eq!(mine.drain(PATIENCE, FAREWELL).await, 0);
+        assert_eq!((mine.len(), others.len()), (0, 1));
+    }
+}

@@ -104,17 +104,6 @@ pub fn accept_key(key: &HeaderValue) -> HeaderValue {
     HeaderValue::try_from(BASE64_STANDARD.encode(sha.finalize())).expect("base64 is a header value")
 }
 
-/// A request that wants WebSocket, exactly as upstream tells them (`wsstream.IsWebSocketRequest`): the first `Upgrade`
-/// line is `websocket`, and some `Connection` line contains `upgrade`. Looks at nothing else, deliberately.
-#[must_use]
-pub fn is_websocket(headers: &HeaderMap) -> bool {
-    let upgrade = headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()));
-    upgrade
-        && headers.get_all(CONNECTION).iter().any(|value| {
-            value.as_bytes().windows("upgrade".len()).any(|window| window.eq_ignore_ascii_case(b"upgrade"))
-        })
-}
-
 /// The subprotocols of the first header line. Upstream looks at no other when it decides whether it adapts a request
 /// (`wsstream.protocolSupportsStreamClose`), so a v5 in a second line is passed through, deliberately.
 pub fn offers_in_first_line(headers: &HeaderMap) -> impl Iterator<Item = &str> {

@@ -143,6 +143,8 @@ impl Run<'_> {
     /// The command, ready to be started, with a HOME of its own: kubectl caches discovery there.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.client.binary);
+        // What it calls itself to the server.
+        command.arg0("kubectl");
         command.envs(self.env());
         command.arg("--kubeconfig").arg(&self.lab.kubeconfig).args(args);
         command.kill_on_drop(true);

@@ -23,13 +23,18 @@ impl Lab {
 
     /// An API server whose only kubelet is at that port of this host.
     pub async fn before(kubelet_port: u16) -> Outcome<Self> {
+        Self::before_with(kubelet_port, &[]).await
+    }
+
+    /// As [`before`](Self::before), with more flags for the API server.
+    pub async fn before_with(kubelet_port: u16, flags: &[&str]) -> Outcome<Self> {
         let scratch = Scratch::new("plain");
         let data = scratch.dir("data");
         let manifest = scratch.path().join("cluster.yaml");
         write(&manifest, &cluster(kubelet_port))?;
         let mut command = example("apiserver");
         command.args(["--listen", "127.0.0.1:0", "--insecure", "--kubelet-insecure-http"]);
-        command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest);
+        command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest).args(flags);
         let apiserver = Process::start("apiserver", &mut command)?;
         apiserver.ready().await?;
         let kubeconfig = data.join("kubeconfig");

@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     join, select,
     sync::watch,
-    time::{interval, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,17 +29,14 @@ use crate::{
         frame::ResetCode,
         stream::{ReadHalf, WriteHalf},
     },
-    upgrade::{End, Report, StreamOptions},
+    upgrade::{End, Report, SessionLimits, StreamOptions},
 };
-
-/// Longest wait for all streams: 30 s, as `DefaultStreamCreationTimeout` upstream.
-const CREATION: Duration = Duration::from_secs(30);
 
 /// How long a process is waited for when its client has gone.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A session in which no payload moved this long is over: 4 h, upstream's default. Pings do not count.
-const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+/// How often a session looks whether payload has moved, at most.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Runs a session on a connection whose `101` has been sent.
 ///
@@ -53,6 +50,7 @@ pub(crate) async fn serve<Io, F, Fut>(
     io: Io,
     version: Version,
     options: &StreamOptions,
+    limits: &SessionLimits,
     drain: CancellationToken,
     run: F,
 ) -> Report
@@ -61,12 +59,16 @@ where
     F: FnOnce(Stdio) -> Fut,
     Fut: Future<Output = Result<Exit, BoxError>>,
 {
-    let (mut incoming, handle, connection) = spdy::connection::server(io, Config::new());
+    let (mut incoming, handle, connection) = spdy::connection::server(io, config(limits));
     let session = async {
         let mut streams = Streams::default();
-        let collected = timeout(CREATION, gather(&mut incoming, version, options, &mut streams)).await;
+        let collected = timeout(limits.creation, gather(&mut incoming, version, options, &mut streams)).await;
         let report = match collected {
-            Ok(true) => Session { version, streams, incoming, handle: &handle }.run(options, drain, run).await,
+            Ok(true) => {
+                Session { version, streams, incoming, handle: &handle, idle: limits.idle }
+                    .run(options, drain, run)
+                    .await
+            }
             Ok(false) => Report::new(End::ClientGone, "the client went away before it had created its streams"),
             Err(_) => {
                 let why = "timed out waiting for the client to create streams";
@@ -86,11 +88,17 @@ where
     report
 }
 
+fn config(limits: &SessionLimits) -> Config {
+    let session = spdy::session::Limits::default();
+    Config::new().session(session.ping_after(limits.ping_after).dead_after(limits.dead_after))
+}
+
 struct Session<'a> {
     version: Version,
     streams: Streams,
     incoming: Incoming,
     handle: &'a Handle,
+    idle: Duration,
 }
 
 impl Session<'_> {
@@ -99,7 +107,7 @@ impl Session<'_> {
         F: FnOnce(Stdio) -> Fut,
         Fut: Future<Output = Result<Exit, BoxError>>,
     {
-        let Self { version, streams, mut incoming, handle } = self;
+        let Self { version, streams, mut incoming, handle, idle: limit } = self;
         let (count_in, count_out) = (Count::default(), Count::default());
         let gone = CancellationToken::new();
         // Fired on every way out, so that no process outlives its session.
@@ -121,7 +129,7 @@ impl Session<'_> {
             result = &mut run => Ended::Ran(result),
             _ = handle.closed() => Ended::ClientGone,
             () = drain.cancelled() => Ended::Failed("the server is shutting down"),
-            () = idle(&count_in, &count_out) => Ended::Failed("nothing was sent for 4 hours"),
+            () = idle(limit, &count_in, &count_out) => Ended::Failed("nothing was sent for too long"),
             () = refuse(&mut incoming) => Ended::ClientGone,
             () = resize_from(resize, size) => Ended::ClientGone,
         };
@@ -199,16 +207,18 @@ async fn resize_from(stream: Option<ReadHalf>, size: watch::Sender<Option<Termin
     pending().await
 }
 
-/// Returns when neither direction carried payload for [`IDLE`], to a minute.
-async fn idle(count_in: &Count, count_out: &Count) {
-    let minute = Duration::from_secs(60);
-    let mut ticks = interval(minute);
+/// Returns when neither direction carried payload for `limit`, or up to [`LOOK`] later; never if it is zero.
+async fn idle(limit: Duration, count_in: &Count, count_out: &Count) {
+    if limit.is_zero() {
+        return pending().await;
+    }
+    let step = limit.min(LOOK);
     let mut quiet = Duration::ZERO;
     let mut last = (0, 0);
-    while quiet <= IDLE {
-        ticks.tick().await;
+    while quiet < limit {
+        sleep(step).await;
         let now = (count_in.get(), count_out.get());
-        quiet = if now == last { quiet + minute } else { Duration::ZERO };
+        quiet = if now == last { quiet + step } else { Duration::ZERO };
         last = now;
     }
 }

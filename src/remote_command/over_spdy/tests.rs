@@ -7,8 +7,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    remote_command::{Input, Output, over_spdy_client, status::Outcome},
-    spdy::{RecvEnd, client},
+    remote_command::{Input, Output, fixtures::LIMITS, over_spdy_client, status::Outcome},
+    spdy::{RecvEnd, client, frame::HeaderEncoder},
 };
 
 static BOTH: StreamOptions =
@@ -35,7 +35,7 @@ where
     stdio.stdin = Some(Input::new(std::io::Cursor::new(stdin.to_vec())));
     stdio.stdout = Some(Output::new(stdout));
     stdio.stderr = Some(Output::new(stderr));
-    let server = serve(far, version, options, CancellationToken::new(), run);
+    let server = serve(far, version, options, &LIMITS, CancellationToken::new(), run);
     let (report, outcome) = join!(server, over_spdy_client::run(near, version, options, stdio));
     let (mut out, mut err) = (Vec::new(), Vec::new());
     stdout_read.read_to_end(&mut out).await.unwrap();
@@ -107,13 +107,21 @@ async fn the_latest_size_of_a_terminal_reaches_the_runtime() {
         sizes.wait_for(|size| *size == Some(TerminalSize { width: 132, height: 44 })).await?;
         Ok(Exit::Success)
     };
-    let server = serve(far, Version::V4, &TERMINAL, CancellationToken::new(), run);
+    let server = serve(far, Version::V4, &TERMINAL, &LIMITS, CancellationToken::new(), run);
     let (_, outcome) = join!(server, over_spdy_client::run(near, Version::V4, &TERMINAL, stdio));
     assert_eq!(outcome.unwrap(), Outcome::Exited(Exit::Success));
 }
 
 /// A client by hand: its streams are opened one by one.
 fn by_hand(version: Version, options: StreamOptions) -> (Handle, Served, oneshot::Receiver<Stdio>) {
+    by_hand_within(LIMITS, version, options)
+}
+
+fn by_hand_within(
+    limits: SessionLimits,
+    version: Version,
+    options: StreamOptions,
+) -> (Handle, Served, oneshot::Receiver<Stdio>) {
     let (near, far) = duplex(4096);
     let (handle, connection) = client(near, Config::new());
     let (ran, stdio) = oneshot::channel();
@@ -122,7 +130,7 @@ fn by_hand(version: Version, options: StreamOptions) -> (Handle, Served, oneshot
     let server = tokio::spawn({
         let drain = drain.clone();
         async move {
-            serve(far, version, &options, drain, async |stdio: Stdio| {
+            serve(far, version, &options, &limits, drain, async |stdio: Stdio| {
                 let gone = stdio.gone.clone();
                 let _ = ran.lock().await.take().unwrap().send(stdio);
                 gone.cancelled().await;
@@ -215,10 +223,78 @@ async fn a_session_without_payload_ends_after_four_hours_whatever_is_pinged() {
     let started = tokio::time::Instant::now();
     let mut status = String::new();
     error.read_to_string(&mut status).await.unwrap();
-    assert!(status.contains("4 hours"), "{status}");
+    assert!(status.contains("too long"), "{status}");
     let hours = started.elapsed().as_secs_f64() / 3600.0;
     assert!((4.0..4.1).contains(&hours), "{hours}");
     served.server.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_idle_when_the_limit_says_and_never_without_one() {
+    for (limit, idle) in [(20, 20..=40), (150, 150..=240)] {
+        let limits = LIMITS.idle(Duration::from_secs(limit));
+        let options = StreamOptions { stdout: true, ..StreamOptions::default() };
+        let (handle, served, stdio) = by_hand_within(limits, Version::V4, options);
+        let mut error = open(&handle, "error").await.unwrap();
+        let mut stdout = open(&handle, "stdout").await.unwrap();
+        let mut stdio = stdio.await.unwrap();
+        // Payload puts it off.
+        sleep(Duration::from_secs(limit - 1)).await;
+        stdio.stdout.as_mut().unwrap().write_all(b"x").await.unwrap();
+        let moved = tokio::time::Instant::now();
+        stdout.read_exact(&mut [0]).await.unwrap();
+        let mut status = String::new();
+        error.read_to_string(&mut status).await.unwrap();
+        assert!(status.contains("nothing was sent"), "{status}");
+        assert!(idle.contains(&moved.elapsed().as_secs()), "{:?}", moved.elapsed());
+        served.server.await.unwrap();
+    }
+
+    let options = StreamOptions { stdout: true, ..StreamOptions::default() };
+    let (handle, served, stdio) = by_hand_within(LIMITS.idle(Duration::ZERO), Version::V4, options);
+    let _error = open(&handle, "error").await.unwrap();
+    let _stdout = open(&handle, "stdout").await.unwrap();
+    let _stdio = stdio.await.unwrap();
+    sleep(Duration::from_secs(24 * 3600)).await;
+    assert!(!served.server.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_are_waited_for_as_long_as_the_limit_says() {
+    let limits = LIMITS.creation(Duration::from_secs(7));
+    let (handle, served, _stdio) = by_hand_within(limits, Version::V4, BOTH.clone());
+    let before = tokio::time::Instant::now();
+    let mut error = open(&handle, "error").await.unwrap();
+    error.read_to_string(&mut String::new()).await.unwrap();
+    assert_eq!(before.elapsed().as_secs(), 7);
+    served.server.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_asked_and_given_up_when_the_limits_say() {
+    let (mut near, far) = duplex(4096);
+    let limits = LIMITS.ping_after(Duration::from_secs(7)).dead_after(Duration::from_secs(16));
+    let options = StreamOptions { stdout: true, ..StreamOptions::default() };
+    let server = tokio::spawn(async move {
+        let run = async |stdio: Stdio| {
+            stdio.gone.cancelled().await;
+            Ok(Exit::Success)
+        };
+        serve(far, Version::V4, &options, &limits, CancellationToken::new(), run).await
+    });
+    let mut created = Vec::new();
+    let mut headers = HeaderEncoder::new();
+    for (id, name) in [(1, "error"), (3, "stdout")] {
+        headers.syn_stream(spdy::StreamId::new(id).unwrap(), &[("streamtype", name)], false, &mut created);
+    }
+    near.write_all(&created).await.unwrap();
+    let before = tokio::time::Instant::now();
+    assert_eq!(server.await.unwrap().end, End::ClientGone);
+    assert_eq!(before.elapsed().as_secs(), 16);
+    let mut heard = Vec::new();
+    near.read_to_end(&mut heard).await.unwrap();
+    let pings = heard.windows(4).filter(|word| *word == [0x80, 3, 0, 6]).count();
+    assert_eq!(pings, 2);
 }
 
 #[tokio::test]
@@ -247,7 +323,7 @@ async fn a_client_that_reads_late_loses_nothing_and_has_its_status_last() {
         go.send(()).unwrap();
     };
     let (report, outcome, got, ()) = join!(
-        serve(far, Version::V4, &options, CancellationToken::new(), run),
+        serve(far, Version::V4, &options, &LIMITS, CancellationToken::new(), run),
         over_spdy_client::run(near, Version::V4, &options, stdio),
         reader(slow_read),
         released,

@@ -7,6 +7,7 @@
 
 mod pipes;
 mod session;
+mod settling;
 
 #[cfg(test)]
 mod tests;
@@ -23,20 +24,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use self::session::Session;
-use super::{Exit, Stdio, Version};
+pub(crate) use self::settling::settling;
+use super::{Exit, Stdio, Version, messages};
 use crate::{
     BoxError,
-    upgrade::{Dialect, Refusal, Report, StreamOptions},
+    upgrade::{Dialect, Refusal, Report, SessionLimits, StreamOptions},
     websocket::{
         self,
         channel::Encoding,
         handshake::{self, RequestError},
     },
 };
-
-/// What a v5 client has to create its streams in, behind its `101`. kubectl 1.29 to 1.33 throws away what comes before
-/// (client-go 2f016580e).
-pub(crate) const SETTLING: Duration = Duration::from_millis(25);
 
 /// A subprotocol of remote command over WebSocket. There never were a v2 and a v3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,40 +104,40 @@ impl WsProtocol {
 
 /// Limits of a session.
 #[derive(Clone, Debug)]
-pub(crate) struct Limits {
+struct Limits {
     /// A peer from which nothing was read for this long is pinged.
-    pub(crate) ping_after: Duration,
+    ping_after: Duration,
     /// A peer from which nothing was read for this long is dead. Runs only while we read and none of our writes is
     /// pending.
-    pub(crate) dead_after: Duration,
+    dead_after: Duration,
     /// Without payload for this long in either direction the session ends; zero is never. Pings do not count.
-    pub(crate) idle: Duration,
+    idle: Duration,
     /// How often a client that we do not read is sent a Pong: client-go's read deadline of 61 s moves on any.
-    pub(crate) pong_every: Duration,
+    pong_every: Duration,
     /// How long the status and the Close may take.
-    pub(crate) status_write: Duration,
+    status_write: Duration,
     /// How long the peer's Close, and the end of its bytes, are waited for.
-    pub(crate) close_handshake: Duration,
+    close_handshake: Duration,
     /// How long a process is waited for after its client has gone.
-    pub(crate) run_grace: Duration,
+    run_grace: Duration,
     /// Bytes of stdin that wait for the process.
-    pub(crate) stdin_buffer: usize,
+    stdin_buffer: usize,
     /// Limits of a message.
-    pub(crate) message: websocket::Limits,
+    message: websocket::Limits,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl From<&SessionLimits> for Limits {
+    fn from(limits: &SessionLimits) -> Self {
         Self {
-            ping_after: Duration::from_secs(10),
-            dead_after: Duration::from_secs(60),
-            idle: Duration::from_secs(4 * 60 * 60),
+            ping_after: limits.ping_after,
+            dead_after: limits.dead_after,
+            idle: limits.idle,
             pong_every: Duration::from_secs(5),
-            status_write: Duration::from_secs(10),
-            close_handshake: Duration::from_secs(10),
+            status_write: limits.farewell,
+            close_handshake: limits.farewell,
             run_grace: Duration::from_secs(10),
             stdin_buffer: 256 * 1024,
-            message: websocket::Limits::default(),
+            message: messages(limits),
         }
     }
 }
@@ -156,7 +154,7 @@ pub(crate) fn serve<Io, F, Fut>(
     io: Io,
     protocol: WsProtocol,
     options: &StreamOptions,
-    limits: Limits,
+    limits: &SessionLimits,
     drain: CancellationToken,
     run: F,
 ) -> impl Future<Output = Report> + use<Io, F, Fut>
@@ -165,7 +163,7 @@ where
     F: FnOnce(Stdio) -> Fut,
     Fut: Future<Output = Result<Exit, BoxError>>,
 {
-    let (mut session, stdio) = Session::new(io, protocol, options, limits);
+    let (mut session, stdio) = Session::new(io, protocol, options, limits.into());
     async move {
         let mut run = pin!(run(stdio));
         let mut drain = pin!(drain.cancelled_owned());

@@ -21,7 +21,7 @@ use tokio_tungstenite::{
 
 use super::*;
 use crate::{
-    remote_command::{TerminalSize, status},
+    remote_command::{TerminalSize, fixtures::LIMITS, status},
     upgrade::End,
     websocket::{Head, Opcode},
 };
@@ -41,7 +41,17 @@ where
     Fut: Future<Output = Result<Exit, BoxError>> + Send + 'static,
 {
     let (near, far) = duplex(room);
-    (far, tokio::spawn(serve(near, protocol, options, Limits::default(), drain, run)))
+    (far, tokio::spawn(serve(near, protocol, options, &LIMITS, drain, run)))
+}
+
+/// A session of v5 within `limits`, whose command waits for its client to be gone.
+fn within(limits: SessionLimits) -> (DuplexStream, JoinHandle<Report>) {
+    let (near, far) = duplex(64 * 1024);
+    let run = |stdio: Stdio| async move {
+        stdio.gone.cancelled().await;
+        Ok(Exit::Success)
+    };
+    (far, tokio::spawn(serve(near, WsProtocol::V5, &options("io"), &limits, CancellationToken::new(), run)))
 }
 
 async fn start<F, Fut>(protocol: WsProtocol, options: &StreamOptions, run: F) -> (Client, JoinHandle<Report>)
@@ -545,8 +555,7 @@ async fn a_client_that_still_writes_reads_the_status_over_tcp() {
         };
         let (client, server) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         let io = server.expect("accepted").0;
-        let session =
-            tokio::spawn(serve(io, WsProtocol::V5, &options("io"), Limits::default(), CancellationToken::new(), run));
+        let session = tokio::spawn(serve(io, WsProtocol::V5, &options("io"), &LIMITS, CancellationToken::new(), run));
         let client = WebSocketStream::from_raw_socket(client.expect("connected"), Role::Client, None).await;
         let (mut sink, mut stream) = client.split();
         let sender = tokio::spawn(async move { while sink.send(binary(&[0; 30_000])).await.is_ok() {} });
@@ -562,5 +571,67 @@ async fn a_client_that_still_writes_reads_the_status_over_tcp() {
         sender.abort();
         drop(stream);
         assert_eq!(session.await.expect("no panic").end, End::ExitCode(4));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_asked_and_given_up_when_the_limits_say() {
+    let limits = LIMITS.ping_after(Duration::from_secs(7)).dead_after(Duration::from_secs(16));
+    let (mut far, session) = within(limits);
+    let before = Instant::now();
+    assert_eq!(session.await.expect("no panic").end, End::ClientGone);
+    assert_eq!(before.elapsed().as_secs(), 16);
+    let mut heard = Vec::new();
+    far.read_to_end(&mut heard).await.expect("read");
+    assert_eq!(heard, [&b"\x82\x01\x01"[..], &b"\x89\x00".repeat(2)].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_idle_when_the_limit_says_and_never_without_one() {
+    for (limit, idle) in [(90, true), (0, false)] {
+        let (far, session) = within(LIMITS.idle(Duration::from_secs(limit)));
+        let mut client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        let before = Instant::now();
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let heard = tokio::time::timeout(week, told(&mut client, Encoding::Binary)).await;
+        match heard {
+            Ok(told) => {
+                assert_eq!((idle, before.elapsed().as_secs()), (true, 90));
+                assert!(matches!(outcome(&told), status::Outcome::Failed(why) if why.contains("idle")));
+                assert_eq!(session.await.expect("no panic").end, End::Error);
+            }
+            Err(_) => assert!(!idle && !session.is_finished()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_closes_has_as_long_as_the_limit_says() {
+    let (near, far) = duplex(4096);
+    let run = |_: Stdio| async move { Ok(Exit::Success) };
+    let limits = LIMITS.farewell(Duration::from_secs(33));
+    let before = Instant::now();
+    let report = serve(near, WsProtocol::V5, &options("o"), &limits, CancellationToken::new(), run).await;
+    assert_eq!((report.end, before.elapsed().as_secs()), (End::Success, 33));
+    drop(far);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_as_long_and_in_as_many_frames_as_the_limits_say() {
+    let fragments = |count: usize| {
+        let part = |first: u8| [&[first, 0x81, 0, 0, 0, 0][..], b"\x00"].concat();
+        [part(0x02), part(0x00).repeat(count - 2), part(0x80)].concat()
+    };
+    for (limits, good, bad) in [
+        (LIMITS.message(100), masked(Opcode::Binary, &[0; 100]), masked(Opcode::Binary, &[0; 101])),
+        (LIMITS.fragments(3), fragments(3), fragments(4)),
+    ] {
+        let (mut far, session) = within(limits);
+        far.write_all(&good).await.expect("sent");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!session.is_finished());
+        far.write_all(&bad).await.expect("sent");
+        assert_eq!(read_raw(far).await.close, Some(1009));
+        assert_eq!(session.await.expect("no panic").end, End::Error);
     }
 }

@@ -69,7 +69,7 @@ where
         tokio::spawn(async move {
             let io = TokioIo::new(upgrade.await.expect("upgraded"));
             let all = StreamOptions { stdin: true, stdout: true, stderr: true, ..StreamOptions::default() };
-            let limits = over_websocket::Limits::default();
+            let limits = &crate::upgrade::SessionLimits::new();
             over_websocket::serve(io, protocol, &all, limits, CancellationToken::new(), run).await
         });
         let mut response = Response::builder()

@@ -26,18 +26,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::watch::Watch;
-use super::{Version, tick};
+use super::Version;
 use crate::upgrade::{
-    End, Report,
+    End, Report, SessionLimits,
     buffer::{BUFFER, Buffer},
+    clock::{self, Due},
     outbox::Outbox,
 };
 
-/// When one side has ended and the other has been silent this long, the session is over: 60 s.
-const LINGER: u32 = 12;
-
 /// Carries `client` and `upstream` until both have ended. `watched`: the version of a SPDY exec or attach.
-pub(crate) async fn carry<C, U>(client: C, upstream: U, watched: Option<Version>, drain: CancellationToken) -> Report
+pub(crate) async fn carry<C, U>(
+    client: C,
+    upstream: U,
+    watched: Option<Version>,
+    limits: &SessionLimits,
+    drain: CancellationToken,
+) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -47,13 +51,14 @@ where
         upstream,
         up: Half::default(),
         down: Half::default(),
-        watch: watched.map(Watch::new),
+        watch: watched.map(|version| Watch::new(version, limits)),
         over: None,
         client_first: false,
         quiet: 0,
+        linger: clock::ticks(limits.dead_after),
     };
     let mut drained = pin!(drain.cancelled());
-    let mut clock = pin!(sleep_until(tick::first()));
+    let mut timer = pin!(sleep_until(clock::first()));
     poll_fn(|cx| {
         if carrier.over.is_none() && drained.as_mut().poll(cx).is_ready() {
             carrier.finish(End::Error, "the server is shutting down");
@@ -63,10 +68,10 @@ where
                 return Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            ready!(pin!(unconstrained(clock.as_mut())).poll(cx));
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             carrier.tick();
-            let next = tick::after(clock.deadline());
-            clock.as_mut().reset(next);
+            let next = clock::after(timer.deadline());
+            timer.as_mut().reset(next);
         }
     })
     .await
@@ -86,6 +91,8 @@ struct Carrier<C, U> {
     client_first: bool,
     /// Ticks in which nothing moved.
     quiet: u32,
+    /// So many of them end a session of which one side has ended.
+    linger: u32,
 }
 
 /// One direction.
@@ -244,7 +251,7 @@ where
         let moved = std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved);
         self.quiet = if moved { 0 } else { self.quiet + 1 };
         let half_ended = self.up.state != State::Open || self.down.state != State::Open;
-        if half_ended && self.quiet >= LINGER {
+        if half_ended && self.quiet >= self.linger {
             self.finish(End::Error, "one side ended, the other was silent");
             // Whoever has not taken what is left by now does not want it.
             self.down.state = State::Broken;
@@ -252,9 +259,9 @@ where
         }
         let Some(watch) = &mut self.watch else { return };
         match watch.tick(self.down.listening && self.up.out.is_empty()) {
-            watch::Due::Nothing => {}
-            watch::Due::Ping => watch.ping(&mut self.up.out),
-            watch::Due::Dead => self.finish(End::Error, "the next hop was silent for 60 seconds"),
+            Due::Nothing => {}
+            Due::Ping => watch.ping(&mut self.up.out),
+            Due::Dead => self.finish(End::Error, "the next hop was silent for too long"),
         }
     }
 

@@ -11,16 +11,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     remote_command::{
         Exit, Version,
+        fixtures::{LIMITS, SUCCESS, data, rst},
         status::{self, Outcome},
     },
     spdy::{
         codec::{Decoder, Event, HeaderMode, Limits},
-        frame::{self, GoAwayCode, HeaderEncoder, ResetCode, StreamId},
+        frame::{self, GoAwayCode, HeaderEncoder, StreamId},
     },
-    upgrade::{End, Report},
+    upgrade::{End, Report, SessionLimits},
 };
-
-const SUCCESS: &[u8] = br#"{"metadata":{},"status":"Success"}"#;
 
 /// Stream, payload, FIN.
 type Data = (u32, Vec<u8>, bool);
@@ -56,16 +55,6 @@ fn of(data: &[Data], stream: u32) -> (Vec<u8>, bool) {
     (pieces().flat_map(|(_, bytes, _)| bytes.clone()).collect(), pieces().any(|(.., fin)| *fin))
 }
 
-fn data(stream: u32, bytes: &[u8], fin: bool) -> Vec<u8> {
-    let mut frame = frame::data_head(StreamId::new(stream).unwrap(), bytes.len(), fin).to_vec();
-    frame.extend_from_slice(bytes);
-    frame
-}
-
-fn rst(stream: u32) -> [u8; 16] {
-    frame::rst(StreamId::new(stream).unwrap(), ResetCode::CANCEL)
-}
-
 /// The SYN_STREAMs of a client.
 fn creation() -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -93,10 +82,15 @@ struct Ends {
 }
 
 fn start(watched: Option<Version>, room: usize) -> Ends {
+    start_within(LIMITS, watched, room)
+}
+
+fn start_within(limits: SessionLimits, watched: Option<Version>, room: usize) -> Ends {
     let (client, ours) = duplex(room);
     let (upstream, theirs) = duplex(room);
     let drain = CancellationToken::new();
-    let session = tokio::spawn(super::carry(ours, theirs, watched, drain.clone()));
+    let token = drain.clone();
+    let session = tokio::spawn(async move { super::carry(ours, theirs, watched, &limits, token).await });
     Ends { client, upstream, session, drain }
 }
 
@@ -288,6 +282,35 @@ async fn a_silent_upstream_is_pinged_and_the_client_never_sees_it() {
     assert_told_failure(&heard);
     assert!(!read(&heard).0.iter().any(|event| matches!(event, Event::Ping(_))));
     assert!(session.await.unwrap().cause.contains("silent"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_upstream_is_asked_and_given_up_when_the_limits_say() {
+    let limits = LIMITS.ping_after(Duration::from_secs(20)).dead_after(Duration::from_secs(33));
+    let Ends { mut client, mut upstream, session, .. } = start_within(limits, Some(Version::V4), 64 * 1024);
+    client.write_all(&creation()).await.unwrap();
+    let mut there = vec![0; creation().len()];
+    upstream.read_exact(&mut there).await.unwrap();
+    upstream.write_all(&replies()).await.unwrap();
+    let silenced = Instant::now();
+    let mut ping = [0; 12];
+    upstream.read_exact(&mut ping).await.unwrap();
+    // Rounded up to ticks, from the one at which it was last heard.
+    assert!((20..=26).contains(&silenced.elapsed().as_secs()), "{:?}", silenced.elapsed());
+    assert_told_failure(&rest(&mut client).await);
+    assert!((35..=41).contains(&silenced.elapsed().as_secs()), "{:?}", silenced.elapsed());
+    assert!(session.await.unwrap().cause.contains("silent"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_side_that_ended_is_waited_for_as_long_as_the_limit_says() {
+    let limits = LIMITS.dead_after(Duration::from_secs(20));
+    let Ends { mut client, upstream, session, .. } = start_within(limits, None, 1000);
+    client.shutdown().await.unwrap();
+    let started = Instant::now();
+    assert_eq!(session.await.unwrap().end, End::Error);
+    assert!((20..=31).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+    drop(upstream);
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,15 +15,14 @@
 //!   gives up after 61 s without one.
 //! - **Nothing is said before the client can hear it.** kubectl 1.29 to 1.33 reads before it has created its streams, and
 //!   throws away what comes for them (client-go 2f016580e). Go's API server gives it time by answering first and dialling
-//!   then; here the client gets 25 ms, unless it speaks before.
+//!   then; here such a client gets 25 ms, unless it speaks before.
 //! - **Data, then FIN, then status, then Close.** The error stream is collected until stdout and stderr have ended. What
 //!   it says is sent as it came if it is a `Status`; if none came, because upstream was lost, a failure is sent.
 
-mod clock;
 mod lanes;
 mod state;
 
-use std::{future::poll_fn, pin::pin};
+use std::{future::poll_fn, pin::pin, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -33,43 +32,49 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::state::Relay;
-use super::{Version, over_websocket::SETTLING, tick};
-use crate::upgrade::{Io, Report, StreamOptions};
+use super::Version;
+use crate::upgrade::{Io, Report, SessionLimits, StreamOptions, clock};
 
-/// Relays until the session has ended and both sides know.
+/// Relays until the session has ended and both sides know. The client is told nothing for the time of `settling`,
+/// unless it speaks.
 pub(crate) async fn run<C, U>(
     client: C,
     upstream: U,
     version: Version,
     options: &StreamOptions,
+    limits: &SessionLimits,
+    settling: Duration,
     drain: CancellationToken,
 ) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    drive(Relay::new(client, upstream, version, options), drain).await
+    drive(Relay::new(client, upstream, version, options, limits), settling, drain).await
 }
 
 /// Tells a client that has its `101` already that there will be no session.
-pub(crate) async fn fail<C>(client: C, why: &str) -> Report
+pub(crate) async fn fail<C>(client: C, why: &str, limits: &SessionLimits, settling: Duration) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (nobody, _) = Io::pair();
-    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default());
+    let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default(), limits);
     relay.fail(why.to_owned());
-    drive(relay, CancellationToken::new()).await
+    drive(relay, settling, CancellationToken::new()).await
 }
 
-async fn drive<C, U>(mut relay: Relay<C, U>, drain: CancellationToken) -> Report
+async fn drive<C, U>(mut relay: Relay<C, U>, wait: Duration, drain: CancellationToken) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let mut drained = pin!(drain.cancelled());
-    let mut clock = pin!(sleep_until(Instant::now() + SETTLING));
-    let mut settling = true;
+    let mut settling = !wait.is_zero();
+    if !settling {
+        relay.settle();
+    }
+    let mut timer = pin!(sleep_until(if settling { Instant::now() + wait } else { clock::first() }));
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
             relay.fail("the server is shutting down".to_owned());
@@ -79,17 +84,17 @@ where
                 return std::task::Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            if pin!(unconstrained(clock.as_mut())).poll(cx).is_pending() {
+            if pin!(unconstrained(timer.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
             let next = if std::mem::take(&mut settling) {
                 relay.settle();
-                tick::first()
+                clock::first()
             } else {
                 relay.tick();
-                tick::after(clock.deadline())
+                clock::after(timer.deadline())
             };
-            clock.as_mut().reset(next);
+            timer.as_mut().reset(next);
         }
     })
     .await

@@ -1,7 +1,6 @@
 //! The relay itself: two halves, polled in turns, what they read turned around, and time.
 
 mod ending;
-mod side;
 
 use std::{
     borrow::Cow,
@@ -10,17 +9,15 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::side::Side;
-use super::{
-    clock::{CREATION, Due, FAREWELL, IDLE},
-    lanes::Lanes,
-};
+use super::lanes::Lanes;
 use crate::{
-    remote_command::{Version, status::MAX_STATUS},
+    remote_command::{Version, messages, status::MAX_STATUS},
     spdy::{self, codec::HeaderMode, frame},
     upgrade::{
-        End, Report, StreamOptions,
+        End, Report, SessionLimits, StreamOptions,
         buffer::{BUFFER, Buffer},
+        clock::{self, Due},
+        side::Side,
     },
     websocket::{
         self, ControlFrame, Payload, Role,
@@ -33,6 +30,25 @@ const MAX_CONTROL: usize = 4096;
 
 /// Reads of one direction before it is the other's turn, so that a flood does not starve it.
 const TURN: usize = 8;
+
+/// Limits in ticks.
+#[derive(Debug)]
+struct Ticks {
+    /// Longest wait for all SYN_REPLYs.
+    creation: u32,
+    /// Longest wait for the peers to close once they have been told all.
+    farewell: u32,
+    /// Longest time without payload.
+    idle: u32,
+}
+
+impl Ticks {
+    fn new(limits: &SessionLimits) -> Self {
+        // More ticks than any session sees.
+        let idle = if limits.idle.is_zero() { u32::MAX } else { clock::ticks(limits.idle) };
+        Self { creation: clock::ticks(limits.creation), farewell: clock::ticks(limits.farewell), idle }
+    }
+}
 
 /// A message to the client is at most 32 KiB with its channel byte: that is where many clients' limits lie.
 const READ: usize = BUFFER - 1;
@@ -51,6 +67,7 @@ pub(super) struct Relay<C, U> {
     /// Upstream said GOAWAY: what ends now ends in order.
     goaway: bool,
     phase: Phase,
+    limits: Ticks,
     next_ping: u32,
     /// The client may be told something.
     settled: bool,
@@ -78,18 +95,25 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(client: C, upstream: U, version: Version, options: &StreamOptions) -> Self {
+    pub(super) fn new(
+        client: C,
+        upstream: U,
+        version: Version,
+        options: &StreamOptions,
+        limits: &SessionLimits,
+    ) -> Self {
         let lanes = Lanes::new(version, options);
         let mut relay = Self {
-            client: Side::new(client),
-            upstream: Side::new(upstream),
+            client: Side::new(client, limits),
+            upstream: Side::new(upstream, limits),
             version,
-            frames: websocket::Decoder::new(Role::Server, websocket::Limits::default()),
+            frames: websocket::Decoder::new(Role::Server, messages(limits)),
             demux: Demux::new(Encoding::Binary, true),
             spdy: spdy::codec::Decoder::new(spdy::codec::Limits::default(), HeaderMode::Skip),
             status: Vec::new(),
             goaway: false,
             phase: Phase::Opening,
+            limits: Ticks::new(limits),
             next_ping: 1,
             settled: false,
             greeted_on: lanes.lowest_readable(),
@@ -363,20 +387,20 @@ where
         let upstream = self.upstream.hearing.tick(self.upstream.listening && self.upstream.out.is_empty());
         self.ticks += 1;
         match self.phase {
-            Phase::Opening if self.ticks >= CREATION => {
+            Phase::Opening if self.ticks >= self.limits.creation => {
                 self.fail("timed out waiting for the next hop to accept streams".to_owned());
             }
             Phase::Opening => {}
-            Phase::Open if self.ticks >= IDLE => self.fail("nothing was sent for 4 hours".to_owned()),
+            Phase::Open if self.ticks >= self.limits.idle => self.fail("nothing was sent for too long".to_owned()),
             Phase::Open => match (client, upstream) {
-                (Due::Dead, _) => self.fail("the client was silent for 60 seconds".to_owned()),
-                (_, Due::Dead) => self.fail("the next hop was silent for 60 seconds".to_owned()),
+                (Due::Dead, _) => self.fail("the client was silent for too long".to_owned()),
+                (_, Due::Dead) => self.fail("the next hop was silent for too long".to_owned()),
                 (client, upstream) => self.keep_alive(client == Due::Ping, upstream == Due::Ping),
             },
             Phase::Closing(..) => {
                 // A client that takes its output slowly has time; one that has all of it has not.
                 self.farewell = if self.client.out.is_empty() { self.farewell + 1 } else { 0 };
-                if self.farewell >= FAREWELL || self.ticks >= IDLE {
+                if self.farewell >= self.limits.farewell || self.ticks >= self.limits.idle {
                     self.client_gone("");
                     self.upstream.mute = true;
                 }

@@ -32,8 +32,8 @@ use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
     upgrade::{
-        self, ClientAddr, Dialect, Refusal, Report, Subresource, Target, can_switch, is_upgrade, permitted,
-        upgrade_names,
+        self, ClientAddr, Dialect, Refusal, Report, SessionLimits, Subresource, Target, can_switch, is_upgrade,
+        permitted, upgrade_names,
     },
 };
 
@@ -49,6 +49,7 @@ pub struct UpgradeProxy<C> {
     connect: Arc<C>,
     dial: Duration,
     answer: Duration,
+    limits: SessionLimits,
 }
 
 impl<C> Clone for UpgradeProxy<C> {
@@ -60,7 +61,7 @@ impl<C> Clone for UpgradeProxy<C> {
 impl<C: Connect> UpgradeProxy<C> {
     /// Dials with `connect`.
     pub fn new(connect: C) -> Self {
-        Self { connect: Arc::new(connect), dial: DIAL, answer: ANSWER }
+        Self { connect: Arc::new(connect), dial: DIAL, answer: ANSWER, limits: SessionLimits::new() }
     }
 
     /// Longest wait for a connection to the next hop; 30 s by default.
@@ -74,6 +75,13 @@ impl<C: Connect> UpgradeProxy<C> {
     #[must_use]
     pub fn answer_timeout(mut self, limit: Duration) -> Self {
         self.answer = limit;
+        self
+    }
+
+    /// Holds the sessions to `limits`: of those, `ping_after` and `dead_after` apply here.
+    #[must_use]
+    pub fn limits(mut self, limits: SessionLimits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -112,14 +120,14 @@ impl<C: Connect> UpgradeProxy<C> {
             return Ok(response);
         }
         if ours {
-            join(&mut request, &mut response, &target);
+            join(&mut request, &mut response, &target, self.limits);
         }
         Ok(response)
     }
 }
 
 /// Joins the client's side, which the request still has, with the next hop's.
-fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, target: &Target) {
+fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, target: &Target, limits: SessionLimits) {
     let Some(client) = upgrade::take(&mut request.extensions) else { return };
     let Some(hop) = upgrade::take(response.extensions_mut()) else { return };
     let protocol = negotiated(response);
@@ -130,7 +138,7 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
     };
     client.spawn(move |client, drain| async move {
         let mut report = match hop.into_io().await {
-            Ok(hop) => passthrough::carry(client, hop, watched, drain).await,
+            Ok(hop) => passthrough::carry(client, hop, watched, &limits, drain).await,
             Err(error) => Report::new(upgrade::End::Error, format!("the next hop's connection was lost: {error}")),
         };
         report.protocol_in = protocol.clone().into();

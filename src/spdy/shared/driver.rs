@@ -1,18 +1,16 @@
 //! The driver's side of the shared state: what came, and what goes out.
 
-use std::{collections::VecDeque, task::Waker, time::Instant};
+use std::{task::Waker, time::Instant};
 
-use super::{Body, Fin, State, Stop};
+use super::{Body, Fin, State, Stop, unsent::Unsent};
 use crate::spdy::{
+    batch::Batch,
     codec::{Decoder, Event as Frame},
     error::Error,
     frame::{self, GoAwayCode, ResetCode, StreamId},
     session::Event,
     stream::RecvEnd,
 };
-
-/// The longest DATA frame: Go's buffers end there, and longer ones are unfair.
-const MAX_DATA: usize = 32 * 1024;
 
 /// A batch to write is full at this length. It may be passed by one DATA frame.
 const MAX_BATCH: usize = 32 * 1024;
@@ -123,10 +121,10 @@ impl State {
     }
 
     /// Fills an empty batch: control frames first, then one DATA frame of each stream in turn.
-    pub(in crate::spdy) fn fill(&mut self, out: &mut Vec<u8>) {
-        self.session.encode_control(out, MAX_BATCH);
+    pub(in crate::spdy) fn fill(&mut self, batch: &mut Batch) {
+        batch.frames(|out| self.session.encode_control(out, MAX_BATCH));
         self.batch_has_data = false;
-        while out.len() < MAX_BATCH
+        while batch.len() < MAX_BATCH
             && let Some(stream) = self.ready.pop_front()
         {
             let Some(body) = self.bodies.get_mut(&stream) else { continue };
@@ -135,24 +133,19 @@ impl State {
                 continue;
             }
             self.batch_has_data = true;
-            let len = body.send.len().min(MAX_DATA);
-            if len > 0 {
-                out.reserve(len + 2 * frame::HEAD_LEN);
-                out.extend_from_slice(&frame::data_head(stream, len, false));
-                let (first, second) = body.send.as_slices();
-                let from_first = len.min(first.len());
-                out.extend_from_slice(&first[..from_first]);
-                out.extend_from_slice(&second[..len - from_first]);
-                body.send.drain(..len);
+            if let Some(payload) = body.send.pop() {
+                batch.frames(|out| out.extend_from_slice(&frame::data_head(stream, payload.len(), false)));
+                batch.payload(payload);
             }
             if !body.send.is_empty() {
                 body.queued = true;
                 self.ready.push_back(stream);
             } else {
-                body.send = VecDeque::new();
+                // A stream at rest keeps nothing.
+                body.send = Unsent::default();
                 if body.fin == Fin::Wanted {
                     // A frame of its own, as Go writes it.
-                    out.extend_from_slice(&frame::data_head(stream, 0, true));
+                    batch.frames(|out| out.extend_from_slice(&frame::data_head(stream, 0, true)));
                     body.fin = Fin::Sent;
                     self.session.finish(stream);
                 }
@@ -160,7 +153,7 @@ impl State {
             self.wakers.extend(body.writer.take());
             self.clean(stream);
         }
-        if self.ready.is_empty() && out.is_empty() && self.must_end() {
+        if self.ready.is_empty() && batch.is_empty() && self.must_end() {
             // Everything that was accepted is out. As Go's `Close`: RST what is open, then GOAWAY.
             let streams: Vec<_> = self.bodies.keys().copied().collect();
             for stream in streams {
@@ -170,7 +163,7 @@ impl State {
                 Some(_) => GoAwayCode::PROTOCOL_ERROR,
                 None => GoAwayCode::OK,
             });
-            self.session.encode_control(out, usize::MAX);
+            batch.frames(|out| self.session.encode_control(out, usize::MAX));
         }
     }
 

@@ -5,6 +5,7 @@
 mod driver;
 mod handles;
 mod streams;
+mod unsent;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,6 +16,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use self::unsent::Unsent;
 use super::{
     codec::HeaderMode,
     connection::Config,
@@ -75,7 +77,7 @@ pub(in crate::spdy) struct Body {
     has_reader: bool,
     /// Counted in `full_streams`.
     full: bool,
-    send: VecDeque<u8>,
+    send: Unsent,
     fin: Fin,
     /// Nothing more can be written.
     stopped: Option<Stop>,
@@ -113,7 +115,7 @@ impl Body {
             reader: None,
             has_reader: true,
             full: false,
-            send: VecDeque::new(),
+            send: Unsent::default(),
             fin: Fin::No,
             stopped: None,
             writer: None,
@@ -132,7 +134,7 @@ impl Body {
     fn stop(&mut self, stop: &Stop, wakers: &mut Vec<Waker>) {
         if self.stopped.is_none() && self.fin != Fin::Sent {
             self.stopped = Some(stop.clone());
-            self.send = VecDeque::new();
+            self.send = Unsent::default();
         }
         wakers.extend(self.writer.take());
     }

@@ -106,7 +106,7 @@ impl State {
             body.writer = Some(cx.waker().clone());
             return None;
         }
-        body.send.extend(&bytes[..len]);
+        body.send.push(&bytes[..len]);
         self.schedule(stream);
         Some(Ok(len))
     }

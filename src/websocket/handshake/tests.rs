@@ -53,19 +53,6 @@ fn each_broken_request_is_named() {
 }
 
 #[test]
-fn websocket_is_told_as_upstream_tells_it() {
-    for (lines, is) in [
-        (&[("upgrade", "websocket"), ("connection", "x-upgrade-y")][..], true),
-        (&[("upgrade", "WEBSOCKET"), ("connection", "close"), ("connection", "Upgrade")], true),
-        (&[("upgrade", "websocket, foo"), ("connection", "upgrade")], false),
-        (&[("upgrade", "SPDY/3.1"), ("upgrade", "websocket"), ("connection", "upgrade")], false),
-        (&[("upgrade", "websocket")], false),
-    ] {
-        assert_eq!(is_websocket(&headers(lines)), is, "{lines:?}");
-    }
-}
-
-#[test]
 fn offers_are_split_and_the_first_line_stands_alone() {
     let headers = headers(&[("sec-websocket-protocol", " a,, b "), ("sec-websocket-protocol", "v5.channel.k8s.io")]);
     assert_eq!(offers(&headers).collect::<Vec<_>>(), ["a", "b", "v5.channel.k8s.io"]);
