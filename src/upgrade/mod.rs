@@ -11,6 +11,7 @@
 
 pub(crate) mod buffer;
 mod caller;
+pub(crate) mod clock;
 mod grammar;
 mod headers;
 mod io;

@@ -8,8 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::clock::Hearing;
-use crate::upgrade::{buffer::Buffer, outbox::Outbox};
+use crate::upgrade::{buffer::Buffer, clock::Hearing, outbox::Outbox};
 
 /// One connection, and what waits to be written to it.
 pub(super) struct Side<Io> {
