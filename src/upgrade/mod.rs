@@ -20,6 +20,7 @@ mod permit;
 mod refusal;
 mod report;
 mod session;
+pub(crate) mod side;
 mod target;
 
 pub use caller::{Caller, ClientAddr};

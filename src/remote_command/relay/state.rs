@@ -1,7 +1,6 @@
 //! The relay itself: two halves, polled in turns, what they read turned around, and time.
 
 mod ending;
-mod side;
 
 use std::{
     borrow::Cow,
@@ -10,7 +9,6 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::side::Side;
 use super::lanes::Lanes;
 use crate::{
     remote_command::{Version, status::MAX_STATUS},
@@ -19,6 +17,7 @@ use crate::{
         End, Report, StreamOptions,
         buffer::{BUFFER, Buffer},
         clock::Due,
+        side::Side,
     },
     websocket::{
         self, ControlFrame, Payload, Role,
