@@ -4,6 +4,8 @@
 //! Its WebSocket form, [`TUNNEL`], carries the very same SPDY bytes in messages. Upstream: `tools/portforward` of
 //! client-go, `portforward` of cri-streaming.
 
+pub(crate) mod tunnel;
+
 use std::{fmt, future::Future};
 
 use tokio::{
