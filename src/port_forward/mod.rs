@@ -4,6 +4,10 @@
 //! Its WebSocket form, [`TUNNEL`], carries the very same SPDY bytes in messages. Upstream: `tools/portforward` of
 //! client-go, `portforward` of cri-streaming.
 
+// Until `StreamingServer` serves it.
+#[cfg_attr(not(test), expect(dead_code))]
+pub(crate) mod over_websocket;
+pub mod over_websocket_client;
 pub(crate) mod tunnel;
 
 use std::{fmt, future::Future};
@@ -13,6 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
+pub use self::over_websocket::WsProtocol;
 use crate::BoxError;
 
 /// The protocol of stream pairs on SPDY.

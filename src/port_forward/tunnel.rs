@@ -69,6 +69,14 @@ pub(crate) fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .filter(|protocol| protocol.ends_with(SUFFIX))
 }
 
+/// Whether the client offers [`TUNNEL`], which a server of port-forward can serve itself: as SPDY on a
+/// [`Pipe`](crate::websocket::Pipe).
+// Until `StreamingServer` asks.
+#[cfg_attr(not(test), expect(dead_code))]
+pub(crate) fn is_offered(headers: &HeaderMap) -> bool {
+    offers(headers).any(|offer| offer == PROTOCOL)
+}
+
 /// The WebSocket subprotocol that tunnels `protocol`.
 pub(crate) fn websocket_name(protocol: &HeaderValue) -> HeaderValue {
     let name = [PREFIX.as_bytes(), protocol.as_bytes()].concat();
