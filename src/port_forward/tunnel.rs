@@ -71,8 +71,6 @@ pub(crate) fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Whether the client offers [`TUNNEL`], which a server of port-forward can serve itself: as SPDY on a
 /// [`Pipe`](crate::websocket::Pipe).
-// Until `StreamingServer` asks.
-#[cfg_attr(not(test), expect(dead_code))]
 pub(crate) fn is_offered(headers: &HeaderMap) -> bool {
     offers(headers).any(|offer| offer == PROTOCOL)
 }
