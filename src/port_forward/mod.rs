@@ -7,7 +7,10 @@
 pub(crate) mod over_spdy;
 #[cfg(feature = "client")]
 pub mod over_spdy_client;
+pub(crate) mod over_websocket;
+pub mod over_websocket_client;
 pub(crate) mod pair;
+pub(crate) mod tunnel;
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -16,13 +19,19 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::BoxError;
+pub use self::over_websocket::WsProtocol;
+use crate::{BoxError, upgrade::SessionLimits, websocket};
 
 /// The protocol of stream pairs on SPDY.
 pub const PROTOCOL: &str = "portforward.k8s.io";
 
 /// The WebSocket subprotocol that carries SPDY with [`PROTOCOL`]: what KEP-4006 calls `v2.portforward.k8s.io`.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// What a session's WebSocket messages are held to.
+pub(crate) fn messages(limits: &SessionLimits) -> websocket::Limits {
+    websocket::Limits { message: limits.message, fragments: limits.fragments }
+}
 
 /// Dials into a pod that was looked up.
 pub trait Dial: Send + Sync + 'static {

@@ -6,13 +6,16 @@ use http::Request;
 use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
-    layers::{FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, UpgradeDetect, UpgradeDetectLayer},
+    layers::{
+        FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect,
+        UpgradeDetectLayer,
+    },
     upgrade::{Dialect, SessionLimits, Sessions},
 };
 
 /// The streaming stack of an API server over a leaf that carries streams on.
 ///
-/// `UpgradeDetect`, the authorizing layer, `FeatureRouting`, `Translate`, leaf. A request that is no stream reaches the
+/// `UpgradeDetect`, the authorizing layer, `FeatureRouting`, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the
 /// leaf unchanged, without a permit, and is refused there: route it elsewhere.
 #[derive(Clone, Debug)]
 pub struct ApiServer<S> {
@@ -26,13 +29,13 @@ impl ApiServer<()> {
     /// the node, and `leaf` mostly an [`UpgradeProxy`](super::UpgradeProxy).
     pub fn new<A, V, L>(sessions: Sessions, authorize: A, resolve: V, leaf: L) -> ApiServer<UpgradeDetect<A::Service>>
     where
-        A: Layer<FeatureRouting<Translate<L>, V>>,
+        A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
         Self::with_limits(SessionLimits::new(), sessions, authorize, resolve, leaf)
     }
 
-    /// As [`new`](Self::new), with other limits for the sessions that are translated here. The leaf has its own.
+    /// As [`new`](Self::new), with other limits for the sessions that are translated or tunnelled here. The leaf has its own.
     pub fn with_limits<A, V, L>(
         limits: SessionLimits,
         sessions: Sessions,
@@ -41,7 +44,7 @@ impl ApiServer<()> {
         leaf: L,
     ) -> ApiServer<UpgradeDetect<A::Service>>
     where
-        A: Layer<FeatureRouting<Translate<L>, V>>,
+        A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
         let stack = ServiceBuilder::new()
@@ -49,6 +52,7 @@ impl ApiServer<()> {
             .layer(authorize)
             .layer(FeatureRoutingLayer::new(resolve))
             .layer(TranslateLayer::new().limits(limits))
+            .layer(TunnelLayer::new().limits(limits))
             .service(leaf);
         ApiServer { stack }
     }

@@ -33,6 +33,11 @@ pub(crate) fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u32::MAX).max(1)
 }
 
+/// Ticks without payload behind which a session is over.
+pub(crate) fn idle(limits: &SessionLimits) -> u32 {
+    if limits.idle.is_zero() { u32::MAX } else { ticks(limits.idle) }
+}
+
 /// What one peer let us hear.
 #[derive(Debug)]
 pub(crate) struct Hearing {

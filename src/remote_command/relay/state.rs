@@ -45,8 +45,8 @@ struct Ticks {
 impl Ticks {
     fn new(limits: &SessionLimits) -> Self {
         // More ticks than any session sees.
-        let idle = if limits.idle.is_zero() { u32::MAX } else { clock::ticks(limits.idle) };
-        Self { creation: clock::ticks(limits.creation), farewell: clock::ticks(limits.farewell), idle }
+        let [creation, farewell] = [limits.creation, limits.farewell].map(clock::ticks);
+        Self { creation, farewell, idle: clock::idle(limits) }
     }
 }
 

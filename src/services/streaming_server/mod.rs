@@ -4,7 +4,8 @@
 //! and serves the session. What the runtime refuses is the answer.
 //!
 //! By default it offers what every packaged container runtime offers: over SPDY v1 to v4, over WebSocket `v4`, `v1`
-//! and their base64 forms; port-forward over SPDY. [`offer_v5`](StreamingServer::offer_v5) adds v5.
+//! and their base64 forms; port-forward over SPDY and legacy WebSocket. [`offer_v5`](StreamingServer::offer_v5) adds v5,
+//! [`offer_tunnel`](StreamingServer::offer_tunnel) port-forward in a tunnel.
 
 mod negotiate;
 mod port_forward;
@@ -47,6 +48,7 @@ const FIRST_SIZE: Duration = Duration::from_millis(500);
 pub struct StreamingServer<R> {
     runtime: Arc<R>,
     v5: bool,
+    tunnel: bool,
     limits: SessionLimits,
     dial_errors: DialErrors,
     port_forward_limits: PortForwardLimits,
@@ -64,6 +66,7 @@ impl<R: Runtime> StreamingServer<R> {
         Self {
             runtime: Arc::new(runtime),
             v5: false,
+            tunnel: false,
             limits: SessionLimits::new(),
             dial_errors: DialErrors::default(),
             port_forward_limits: PortForwardLimits::default(),
@@ -75,6 +78,13 @@ impl<R: Runtime> StreamingServer<R> {
     #[must_use]
     pub fn offer_v5(mut self) -> Self {
         self.v5 = true;
+        self
+    }
+
+    /// Also offers `SPDY/3.1+portforward.k8s.io`: port-forward in the messages of a WebSocket. No packaged runtime does.
+    #[must_use]
+    pub fn offer_tunnel(mut self) -> Self {
+        self.tunnel = true;
         self
     }
 
@@ -166,6 +176,7 @@ impl<R> fmt::Debug for StreamingServer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StreamingServer")
             .field("v5", &self.v5)
+            .field("tunnel", &self.tunnel)
             .field("dial_errors", &self.dial_errors)
             .field("limits", &self.limits)
             .field("port_forward_limits", &self.port_forward_limits)

@@ -68,20 +68,35 @@ fn switching_protocols(upgrade: &'static str) -> Answer {
     response
 }
 
-/// RFC 6455 section 4.2, then the first offer that is served here.
+/// What is served here of remote command over WebSocket.
 pub(super) fn websocket(request: &request::Parts, v5: bool, dialect: Dialect) -> Result<Carrier, Box<Answer>> {
+    let accept = websocket_accept(request, dialect)?;
+    let served = |name: &str| WsProtocol::from_name(name).filter(|protocol| v5 || protocol.version() != Version::V5);
+    let protocol = websocket_protocol(request, WsProtocol::Unnamed, served, dialect)?;
+    Ok(Carrier::WebSocket { protocol, accept })
+}
+
+/// RFC 6455, 4.2: what answers the client's key.
+pub(super) fn websocket_accept(request: &request::Parts, dialect: Dialect) -> Result<HeaderValue, Box<Answer>> {
     let key = handshake::check_request(&request.method, request.version, &request.headers)
         .map_err(|bad| Box::new(refuse_handshake(bad, dialect)))?;
-    let accept = handshake::accept_key(key);
+    Ok(handshake::accept_key(key))
+}
+
+/// The first offer that is served, or `unnamed` where nothing is offered.
+pub(super) fn websocket_protocol<P>(
+    request: &request::Parts,
+    unnamed: P,
+    served: impl Fn(&str) -> Option<P>,
+    dialect: Dialect,
+) -> Result<P, Box<Answer>> {
     let mut offers = list(&request.headers, SEC_WEBSOCKET_PROTOCOL).peekable();
     if offers.peek().is_none() {
-        return Ok(Carrier::WebSocket { protocol: WsProtocol::Unnamed, accept });
+        return Ok(unnamed);
     }
-    let served = |protocol: &WsProtocol| v5 || protocol.version() != Version::V5;
-    match offers.find_map(|offer| WsProtocol::from_name(offer).filter(served)) {
-        Some(protocol) => Ok(Carrier::WebSocket { protocol, accept }),
-        None => Err(refused(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol"), dialect)),
-    }
+    offers
+        .find_map(served)
+        .ok_or_else(|| refused(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "no acceptable subprotocol"), dialect))
 }
 
 /// The first of the client's versions that is served here.
