@@ -1,4 +1,4 @@
-//! A small Kubernetes API server that really streams: `kubectl exec`, `attach` and `cp` work against it.
+//! A small Kubernetes API server that really streams: `kubectl exec`, `attach`, `cp` and `port-forward` work against it.
 //!
 //! With no flags it is a whole demo in one process: API server, kubelet, and a Pod `default/demo` whose containers are
 //! **plain processes of this host**.
@@ -32,6 +32,7 @@ use support::{
 use tower_kube_streaming::{
     adapters::rustls::TlsConnect,
     layers::danger::PermitAllLayer,
+    port_forward::DialErrors,
     services::{ApiServer, InProcess, UpgradeProxy},
     upgrade::{Dialect, Sessions, Target},
 };
@@ -95,7 +96,7 @@ fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
         Next::Kubelets(connect) => mounted(ApiServer::new(sessions, authorize, resolve, UpgradeProxy::new(connect))),
         Next::InProcess(store) => {
             // The kubelet's sessions are counted and drained with ours.
-            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone());
+            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone(), DialErrors::Report);
             mounted(ApiServer::new(sessions, authorize, resolve, InProcess::new(kubelet)))
         }
     }
@@ -161,6 +162,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
         say(format_args!("{kubectl} exec -it demo -- sh"));
         say(format_args!("{kubectl} attach demo -c sidecar"));
         say(format_args!("{kubectl} cp demo:/etc/os-release /tmp/os-release"));
+        say(format_args!("{kubectl} port-forward demo 8080:PORT    # PORT is this host's"));
     }
     say("ready");
     server.serve(service, sessions).await

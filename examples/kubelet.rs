@@ -1,4 +1,4 @@
-//! A small kubelet: it serves `exec` and `attach` of its Pods to an API server that shows a client certificate.
+//! A small kubelet: it serves `exec`, `attach` and `port-forward` of its Pods to an API server that shows a client certificate.
 //!
 //! ```sh
 //! cargo run --release --example apiserver -- --manifest examples/manifests/demo.yaml
@@ -33,9 +33,12 @@ use support::{
     tls,
     tokens::Tokens,
 };
-use tower_kube_streaming::upgrade::{Caller, Dialect, Refusal, Sessions};
+use tower_kube_streaming::{
+    port_forward::DialErrors,
+    upgrade::{Caller, Dialect, Refusal, Sessions},
+};
 
-/// A small kubelet that serves exec and attach.
+/// A small kubelet that serves exec, attach and port-forward.
 #[derive(Debug, Parser)]
 #[command(name = "kubelet")]
 struct Flags {
@@ -51,6 +54,10 @@ struct Flags {
     /// What runs the containers.
     #[arg(long, value_enum, default_value_t = RuntimeEndpoint::Process)]
     container_runtime_endpoint: RuntimeEndpoint,
+    /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
+    /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
+    #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
+    port_forward_errors: PortForwardErrors,
     /// Serving certificate, and whatever chain it needs.
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
     tls_cert_file: Option<PathBuf>,
@@ -69,6 +76,23 @@ struct Flags {
 enum RuntimeEndpoint {
     /// Processes of this host.
     Process,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PortForwardErrors {
+    /// Text on the connection's error stream, as upstream.
+    Report,
+    /// The connection is reset without a word.
+    Isolate,
+}
+
+impl From<PortForwardErrors> for DialErrors {
+    fn from(errors: PortForwardErrors) -> Self {
+        match errors {
+            PortForwardErrors::Report => Self::Report,
+            PortForwardErrors::Isolate => Self::Isolate,
+        }
+    }
 }
 
 #[tokio::main]
@@ -104,7 +128,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
         Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
     let sessions = Sessions::default();
-    let streams = mounted(process_kubelet(containers, sessions.clone()));
+    let streams = mounted(process_kubelet(containers, sessions.clone(), flags.port_forward_errors.into()));
     let service = router(store, streams, authenticator);
 
     say(format_args!("listening on {}", server.url()?));

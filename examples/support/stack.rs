@@ -6,6 +6,7 @@ use tower_kube_streaming::{
         UpgradeDetect, UpgradeDetectLayer,
         danger::{PermitAll, PermitAllLayer},
     },
+    port_forward::DialErrors,
     runtime::{Main, ProcessRuntime},
     services::StreamingServer,
     upgrade::{Dialect, Sessions},
@@ -16,8 +17,8 @@ use super::objects::Container;
 /// `services::Kubelet` builds the same in one call.
 pub type ProcessKubelet = UpgradeDetect<PermitAll<StreamingServer<ProcessRuntime>>>;
 
-/// Serves exec and attach of `containers`, whose main processes are started here.
-pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions) -> ProcessKubelet {
+/// Serves exec, attach and port-forward of `containers`, whose main processes are started here.
+pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_errors: DialErrors) -> ProcessKubelet {
     let runtime = containers.into_iter().fold(ProcessRuntime::new(), |runtime, container| {
         let main = Main { command: container.command, tty: container.tty, stdin: container.stdin };
         runtime.container(container.namespace, container.pod, container.name, main)
@@ -27,5 +28,5 @@ pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions) -> Proces
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
         // Who comes here has been let in: by its certificate at the kubelet, by `authz` in front of the API server.
         .layer(PermitAllLayer)
-        .service(StreamingServer::new(runtime))
+        .service(StreamingServer::new(runtime).dial_errors(dial_errors))
 }

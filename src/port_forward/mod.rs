@@ -4,7 +4,12 @@
 //! Its WebSocket form, [`TUNNEL`], carries the very same SPDY bytes in messages. Upstream: `tools/portforward` of
 //! client-go, `portforward` of cri-streaming.
 
-use std::{fmt, future::Future};
+pub(crate) mod over_spdy;
+#[cfg(feature = "client")]
+pub mod over_spdy_client;
+pub(crate) mod pair;
+
+use std::{fmt, future::Future, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
@@ -70,5 +75,59 @@ impl fmt::Display for DialErrors {
             Self::Report => "report",
             Self::Isolate => "isolate",
         })
+    }
+}
+
+/// Limits of one port-forward, each with a default.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pairs: usize,
+    pairing: Duration,
+    stall: Duration,
+}
+
+impl Limits {
+    /// Most connections at a time: upstream has no bound; a browser opens six to a host.
+    const PAIRS: usize = 1_000;
+
+    /// Upstream's `streamCreationTimeout`.
+    const PAIRING: Duration = Duration::from_secs(30);
+
+    /// Longer than a pause of a busy program, shorter than the patience of the others.
+    const STALL: Duration = Duration::from_secs(10);
+
+    /// The defaults of all limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { pairs: Self::PAIRS, pairing: Self::PAIRING, stall: Self::STALL }
+    }
+
+    /// Most connections at a time, those included that are about to be. One more is refused, alone. The default is
+    /// 1,000. Each may hold about 100 KiB while its ends are slow, and all together 1 MiB that came and was not taken.
+    #[must_use]
+    pub fn pairs(mut self, count: usize) -> Self {
+        self.pairs = count;
+        self
+    }
+
+    /// How long one stream of a connection waits for the other. The default is 30 s.
+    #[must_use]
+    pub fn pairing(mut self, patience: Duration) -> Self {
+        self.pairing = patience;
+        self
+    }
+
+    /// In [`DialErrors::Isolate`], how long one connection whose pod takes no data may hold up the others. The default
+    /// is 10 s.
+    #[must_use]
+    pub fn stall(mut self, patience: Duration) -> Self {
+        self.stall = patience;
+        self
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new()
     }
 }

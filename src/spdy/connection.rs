@@ -39,6 +39,7 @@ pub struct Config {
     pub(super) stream_unread: usize,
     pub(super) connection_unread: usize,
     pub(super) stream_unsent: usize,
+    pub(super) reset_stalled_after: Option<Duration>,
     close_timeout: Duration,
 }
 
@@ -52,6 +53,7 @@ impl Config {
             stream_unread: 256 * 1024,
             connection_unread: 1024 * 1024,
             stream_unsent: 64 * 1024,
+            reset_stalled_after: None,
             close_timeout: Duration::from_secs(30),
         }
     }
@@ -90,6 +92,29 @@ impl Config {
     #[must_use]
     pub fn stream_unsent(mut self, bytes: usize) -> Self {
         self.stream_unsent = bytes.max(1);
+        self
+    }
+
+    /// A stream that has held the connection [paused](Self::stream_unread) for so long is reset, and what it had
+    /// unread is gone: the others go on at once. The time counts from each pause, so one that is read slowly is spared
+    /// if half of its bytes are taken in time. By default streams wait for each other for ever.
+    #[must_use]
+    pub fn reset_stalled_after(mut self, stall: Duration) -> Self {
+        self.reset_stalled_after = Some(stall);
+        self
+    }
+
+    /// The most streams at a time, of both sides together: [`session::Limits::streams`] alone.
+    #[must_use]
+    pub fn streams(mut self, count: usize) -> Self {
+        self.session = self.session.streams(count);
+        self
+    }
+
+    /// The longest inflated header block: [`codec::Limits::header_bytes`] alone. An accepted stream keeps its block.
+    #[must_use]
+    pub fn header_bytes(mut self, bytes: usize) -> Self {
+        self.codec = self.codec.header_bytes(bytes);
         self
     }
 
@@ -161,6 +186,12 @@ impl Handle {
     /// [`Connection`] ends behind all that.
     pub fn close(&self) {
         self.user.with(super::shared::State::close);
+    }
+
+    /// How many streams are not over: not finished by both sides, and not reset.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.user.with(|state| state.session.len())
     }
 
     /// Waits until the connection is over, and says how it ended.
@@ -353,6 +384,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
         let now = Instant::now();
         let wants_read = self.shared.with(|state| {
             state.set_driver(cx.waker());
+            state.reset_stalled(now.into_std());
             let wants_read = state.wants_read();
             state.session.handle_timeout(now.into_std())?;
             state.handle_events();
@@ -452,7 +484,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
                 let deadline = self.shared.with(|state| {
                     let listening = state.wants_read() && !unwritten;
                     state.session.set_listening(listening, Instant::now().into_std());
-                    state.session.poll_timeout()
+                    [state.session.poll_timeout(), state.stalled_at()].into_iter().flatten().min()
                 });
                 deadline.map(Instant::from_std)
             }

@@ -100,6 +100,22 @@ impl Stream {
         self.read.ended()
     }
 
+    /// How many bytes the next write takes, at least one: who asks first need not hold what does not fit.
+    ///
+    /// # Errors
+    ///
+    /// As writing.
+    pub fn poll_capacity(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready_io(self.read.0.user.with(|state| state.capacity(self.id(), cx)))
+    }
+
+    /// Ready when the stream was cut off: reset by either side, or over with its connection. Never tells
+    /// [`RecvEnd::Fin`]. Unlike [`ended`](Self::ended), it tells at once, whatever is unread, and behind FIN too. One
+    /// task at a time may wait.
+    pub fn poll_aborted(&self, cx: &mut Context<'_>) -> Poll<RecvEnd> {
+        self.read.0.user.with(|state| state.aborted(self.id(), cx)).map_or(Poll::Pending, Poll::Ready)
+    }
+
     /// Two halves that may go to different tasks.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {

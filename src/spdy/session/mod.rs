@@ -427,6 +427,13 @@ impl Session {
         event
     }
 
+    /// How many streams there are, those included that only the peer has yet to finish.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "`is_idle` is what matters of an empty one")]
+    pub fn len(&self) -> usize {
+        self.streams.len()
+    }
+
     /// No stream is left that this side cares for.
     #[must_use]
     pub fn is_idle(&self) -> bool {

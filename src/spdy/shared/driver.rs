@@ -119,7 +119,37 @@ impl State {
 
     /// Reads pause for the whole connection: SPDY as Kubernetes speaks it has no other way.
     pub(in crate::spdy) fn wants_read(&self) -> bool {
-        self.closing || self.full_streams == 0 && !self.full && !self.session.is_backed_up()
+        self.closing || !self.is_paused() && !self.session.is_backed_up()
+    }
+
+    /// So much is unread that nothing more is read.
+    fn is_paused(&self) -> bool {
+        self.full_streams > 0 || self.full
+    }
+
+    /// Resets the streams that have held the connection paused for the time they may. Nothing comes meanwhile, so a
+    /// stream that somebody reads is empty by then: those that are full, or else have most, are to blame.
+    pub(in crate::spdy) fn reset_stalled(&mut self, now: Instant) {
+        if self.closing || !self.is_paused() {
+            self.paused_since = None;
+            return;
+        }
+        self.paused_since.get_or_insert(now);
+        if self.stalled_at().is_none_or(|at| now < at) {
+            return;
+        }
+        while self.is_paused() {
+            let any_full = self.full_streams > 0;
+            let to_blame = self.bodies.iter().filter(|(_, body)| body.full || !any_full && !body.recv.is_empty());
+            let Some((&stream, _)) = to_blame.max_by_key(|(_, body)| body.recv.len()) else { break };
+            self.reset(stream, ResetCode::CANCEL);
+        }
+        self.paused_since = None;
+    }
+
+    /// When to call [`Self::reset_stalled`].
+    pub(in crate::spdy) fn stalled_at(&self) -> Option<Instant> {
+        self.paused_since?.checked_add(self.config.reset_stalled_after?)
     }
 
     /// Fills an empty batch: control frames first, then one DATA frame of each stream in turn.

@@ -49,6 +49,8 @@ pub(in crate::spdy) struct State {
     full_streams: usize,
     /// The connection is above its bound, and not yet back at half of it.
     full: bool,
+    /// Reading pauses since then, because of unread bytes.
+    paused_since: Option<Instant>,
     /// Streams that the peer opened and nobody accepted. `None`: nobody will.
     incoming: Option<VecDeque<StreamId>>,
     acceptor: Option<Waker>,
@@ -75,6 +77,9 @@ pub(in crate::spdy) struct Body {
     has_reader: bool,
     /// Counted in `full_streams`.
     full: bool,
+    /// It was cut off: reset, or the connection is over. Unlike `end`, also behind FIN.
+    aborted: Option<RecvEnd>,
+    watcher: Option<Waker>,
     send: VecDeque<u8>,
     fin: Fin,
     /// Nothing more can be written.
@@ -113,6 +118,8 @@ impl Body {
             reader: None,
             has_reader: true,
             full: false,
+            aborted: None,
+            watcher: None,
             send: VecDeque::new(),
             fin: Fin::No,
             stopped: None,
@@ -139,6 +146,10 @@ impl Body {
 
     /// Nothing more comes in.
     fn end(&mut self, end: RecvEnd, wakers: &mut Vec<Waker>) {
+        if end != RecvEnd::Fin {
+            self.aborted.get_or_insert(end);
+            wakers.extend(self.watcher.take());
+        }
         self.end.get_or_insert(end);
         wakers.extend(self.reader.take());
     }
@@ -154,6 +165,7 @@ impl Shared {
             unread: 0,
             full_streams: 0,
             full: false,
+            paused_since: None,
             incoming: (role == Role::Server).then(VecDeque::new),
             acceptor: None,
             users,

@@ -111,6 +111,33 @@ impl State {
         Some(Ok(len))
     }
 
+    /// How much the next write takes, at least one byte. `None`: there is no room yet.
+    pub(in crate::spdy) fn capacity(&mut self, stream: StreamId, cx: &Context<'_>) -> Option<Result<usize, Stop>> {
+        let Some(body) = self.bodies.get_mut(&stream) else { return Some(Err(Stop::Over)) };
+        if let Some(stop) = &body.stopped {
+            return Some(Err(stop.clone()));
+        }
+        if body.fin != Fin::No || self.closing {
+            return Some(Err(Stop::Over));
+        }
+        match self.config.stream_unsent - body.send.len() {
+            0 => {
+                body.writer = Some(cx.waker().clone());
+                None
+            }
+            room => Some(Ok(room)),
+        }
+    }
+
+    /// How the stream was cut off. `None`: it was not yet.
+    pub(in crate::spdy) fn aborted(&mut self, stream: StreamId, cx: &Context<'_>) -> Option<RecvEnd> {
+        let Some(body) = self.bodies.get_mut(&stream) else { return Some(RecvEnd::Lost) };
+        if body.aborted.is_none() {
+            body.watcher = Some(cx.waker().clone());
+        }
+        body.aborted
+    }
+
     /// `None`: not everything is out.
     pub(in crate::spdy) fn flush(&mut self, stream: StreamId, cx: &Context<'_>) -> Option<Result<(), Stop>> {
         let Some(body) = self.bodies.get_mut(&stream) else { return Some(Err(Stop::Over)) };
@@ -143,6 +170,7 @@ impl State {
         if let Some(body) = self.bodies.get_mut(&stream) {
             body.has_reader = false;
             body.reader = None;
+            body.watcher = None;
         }
         self.clean(stream);
         // The connection may be done.

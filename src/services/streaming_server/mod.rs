@@ -1,0 +1,158 @@
+//! Runs a stream here, on a [`Runtime`].
+//!
+//! A leaf: it negotiates the protocol, asks the runtime to [open](Runtime::open) the permitted target, answers `101`,
+//! and serves the session. What the runtime refuses is the answer.
+//!
+//! By default it offers what every packaged container runtime offers: over SPDY v1 to v4, over WebSocket `v4`, `v1`
+//! and their base64 forms; port-forward over SPDY. [`offer_v5`](StreamingServer::offer_v5) adds v5.
+
+mod negotiate;
+mod port_forward;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use http_body_util::Full;
+use tokio::time::{sleep, timeout};
+use tower::Service;
+
+use self::negotiate::{Carrier, refused};
+use super::upgrade_proxy::upgrade_required;
+use crate::{
+    BoxError,
+    port_forward::{DialErrors, Limits},
+    remote_command::{
+        Exit, Stdio, over_spdy,
+        over_websocket::{self, SETTLING, WsProtocol},
+    },
+    runtime::{Runtime, Session},
+    upgrade::{Dialect, Refusal, Subresource, accept, can_switch, is_websocket, permitted},
+};
+
+type Answer = Response<Full<Bytes>>;
+
+/// Longest wait for a terminal's first size; a client that tells none gets its process all the same.
+const FIRST_SIZE: Duration = Duration::from_millis(500);
+
+/// Runs a stream here. See the [module docs](self).
+pub struct StreamingServer<R> {
+    runtime: Arc<R>,
+    v5: bool,
+    dial_errors: DialErrors,
+    limits: Limits,
+}
+
+impl<R> Clone for StreamingServer<R> {
+    fn clone(&self) -> Self {
+        Self { runtime: Arc::clone(&self.runtime), ..*self }
+    }
+}
+
+impl<R: Runtime> StreamingServer<R> {
+    /// Serves from `runtime`.
+    pub fn new(runtime: R) -> Self {
+        Self { runtime: Arc::new(runtime), v5: false, dial_errors: DialErrors::default(), limits: Limits::default() }
+    }
+
+    /// Also offers `v5.channel.k8s.io`, over both carriers. No packaged runtime does, so a kubelet that is to look like
+    /// one does not either.
+    #[must_use]
+    pub fn offer_v5(mut self) -> Self {
+        self.v5 = true;
+        self
+    }
+
+    /// What the client of a port-forward is told of a failed dial. The default is upstream's [`DialErrors::Report`].
+    #[must_use]
+    pub fn dial_errors(mut self, errors: DialErrors) -> Self {
+        self.dial_errors = errors;
+        self
+    }
+
+    /// Limits of each port-forward.
+    #[must_use]
+    pub fn port_forward_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    async fn serve(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
+        let target = permitted(&request.extensions).map_err(|refusal| refused(refusal, Dialect::ApiServer))?;
+        let dialect = target.dialect;
+        let refuse = |refusal: Refusal| refused(refusal, dialect);
+        if !can_switch(&request) {
+            return Err(refuse(upgrade_required(dialect)));
+        }
+        if target.subresource == Subresource::PortForward {
+            return self.forward(request, target).await;
+        }
+        let carrier = if is_websocket(&request.headers) {
+            negotiate::websocket(&request, self.v5, dialect)?
+        } else {
+            negotiate::spdy_version(&request.headers, self.v5, dialect)?
+        };
+        let session = self.runtime.open(&target).await.map_err(refuse)?;
+        let mut response = carrier.switching_protocols();
+        let client = accept(&mut request.extensions, response.extensions_mut());
+        client.spawn(move |io, drain| async move {
+            let options = &target.options;
+            match carrier {
+                Carrier::Spdy(version) => {
+                    over_spdy::serve(io, version, options, drain, |stdio| run(session, stdio)).await
+                }
+                Carrier::WebSocket { protocol, .. } => {
+                    if protocol == WsProtocol::V5 {
+                        sleep(SETTLING).await;
+                    }
+                    let limits = over_websocket::Limits::default();
+                    over_websocket::serve(io, protocol, options, limits, drain, |stdio| run(session, stdio)).await
+                }
+            }
+        });
+        Ok(response)
+    }
+}
+
+/// Runs the session. A terminal's first size is waited for a moment, so that a program that asks for it at once is told
+/// the right one: clients send it right behind the `101`.
+async fn run<S: Session>(session: S, mut stdio: Stdio) -> Result<Exit, BoxError> {
+    if let Some(sizes) = &mut stdio.resize {
+        let _ = timeout(FIRST_SIZE, sizes.wait_for(Option::is_some)).await;
+    }
+    session.run(stdio).await
+}
+
+impl<R: Runtime, B> Service<Request<B>> for StreamingServer<R> {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (request, _) = request.into_parts();
+        let served = self.clone().serve(request);
+        Box::pin(async move { Ok(served.await.unwrap_or_else(|refusal| *refusal)) })
+    }
+}
+
+impl<R> fmt::Debug for StreamingServer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamingServer")
+            .field("v5", &self.v5)
+            .field("dial_errors", &self.dial_errors)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
