@@ -11,7 +11,8 @@
 //! UpgradeDetect      what is asked, never how: subresource, pod, container, options
 //! (authorizing)      hands out the Permit, without which every leaf answers 500
 //! FeatureRouting     resolves the next hop: its whole URL, and does it speak WebSocket itself
-//! Translate          WebSocket v5 channels <-> SPDY streams, for a hop that speaks no WebSocket
+//! Translate          WebSocket v5 channels <-> SPDY streams, for a hop that speaks no WebSocket (exec, attach)
+//! Tunnel             SPDY inside WebSocket messages <-> SPDY, likewise (port-forward)
 //! leaf               UpgradeProxy: carry the upgrade to the next hop   |   StreamingServer: run it here
 //! ```
 //!

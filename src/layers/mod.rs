@@ -1,9 +1,11 @@
 //! Tower layers: each acts on a streaming request, or forwards it unchanged.
 
+mod adapt;
 pub mod danger;
 pub mod feature_routing;
 mod future;
 pub mod translate;
+pub mod tunnel;
 pub mod upgrade_detect;
 
 #[cfg(test)]
@@ -11,4 +13,5 @@ mod tests;
 
 pub use feature_routing::{FeatureRouting, FeatureRoutingLayer, Hop, Resolve};
 pub use translate::{Translate, TranslateLayer};
+pub use tunnel::{Tunnel, TunnelLayer};
 pub use upgrade_detect::{UpgradeDetect, UpgradeDetectLayer};

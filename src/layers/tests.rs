@@ -3,10 +3,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower_test::mock;
 
-use super::{FeatureRoutingLayer, Hop, TranslateLayer, UpgradeDetectLayer};
+use super::{FeatureRoutingLayer, Hop, TranslateLayer, TunnelLayer, UpgradeDetectLayer};
 use crate::upgrade::{
     Dialect, Permit, Refusal, Session, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept, take,
 };
@@ -302,4 +303,199 @@ async fn a_switch_of_the_inner_service_is_a_websocket_switch_for_the_client() {
     assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io");
     assert_eq!(headers[header::UPGRADE], "websocket");
     assert!(!headers.contains_key("x-stream-protocol-version"));
+}
+
+// Tunnel.
+
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+fn port_forward(protocol: &str) -> Request<()> {
+    let mut request = websocket(protocol);
+    request.extensions_mut().insert(Permit(target(Subresource::PortForward)));
+    request
+}
+
+async fn tunnelled(request: Request<()>) -> (Request<()>, bool) {
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TunnelLayer::new());
+    assert_ready_ok!(service.poll_ready());
+    let _response = task::spawn(service.call(request));
+    let (mut seen, _) = inner.next_request().await.expect("forwarded");
+    let kept = take(seen.extensions_mut()).is_some();
+    (seen, !kept)
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_tunnelled_goes_on_unchanged() {
+    let change = |change: fn(&mut Request<()>)| {
+        let mut request = port_forward(TUNNEL);
+        change(&mut request);
+        request
+    };
+    let cases = [
+        ("no protocol behind the prefix", port_forward("SPDY/3.1+")),
+        ("not one of Kubernetes'", port_forward("SPDY/3.1+UNKNOWN_SUBPROTOCOL")),
+        ("wrong case", port_forward("spdy/3.1+portforward.k8s.io")),
+        ("legacy", port_forward("v4.channel.k8s.io")),
+        ("exec", websocket(TUNNEL)),
+        ("no permit", change(|request| drop(request.extensions_mut().remove::<Permit>()))),
+        ("no upgrade", change(|request| drop(request.headers_mut().remove(header::CONNECTION)))),
+        ("no offer", change(|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_PROTOCOL)))),
+        ("spdy", change(|request| drop(request.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().unwrap())))),
+        (
+            "second line",
+            change(|request| {
+                let headers = request.headers_mut();
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, "v4.channel.k8s.io".parse().unwrap());
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, TUNNEL.parse().unwrap());
+            }),
+        ),
+        (
+            "the hop speaks it",
+            change(|request| {
+                let hop = Hop::new("http://hop/".parse().unwrap()).speaks_websocket(true);
+                request.extensions_mut().insert(hop);
+            }),
+        ),
+    ];
+    for (case, request) in cases {
+        let before = (request.method().clone(), request.uri().clone(), request.headers().clone());
+        let (seen, adapted) = tunnelled(request).await;
+        assert!(!adapted, "{case}");
+        assert_eq!((seen.method().clone(), seen.uri().clone(), seen.headers().clone()), before, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnelled_request_is_a_spdy_post_that_offers_what_the_client_did() {
+    let mut request = port_forward("v4.channel.k8s.io, SPDY/3.1+portforward.k8s.io,SPDY/3.1+x,SPDY/3.1+v9.k8s.io");
+    let headers = request.headers_mut();
+    headers.insert("x-stream-protocol-version", "v8".parse().unwrap());
+    headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, "permessage-deflate".parse().unwrap());
+    headers.insert(header::USER_AGENT, "kubectl".parse().unwrap());
+    request.extensions_mut().insert(Hop::new("http://hop/portForward".parse().unwrap()));
+    let (seen, adapted) = tunnelled(request).await;
+    assert!(adapted);
+    assert_eq!(seen.method(), Method::POST);
+    let headers = seen.headers();
+    assert_eq!(lines(headers, "connection"), ["Upgrade"]);
+    assert_eq!(lines(headers, "upgrade"), ["SPDY/3.1"]);
+    assert_eq!(lines(headers, "content-length"), ["0"]);
+    assert_eq!(lines(headers, "x-stream-protocol-version"), ["portforward.k8s.io", "v9.k8s.io"]);
+    assert_eq!(lines(headers, "user-agent"), ["kubectl"]);
+    assert!(!headers.keys().any(|name| name.as_str().starts_with("sec-websocket")));
+    assert!(seen.extensions().get::<Permit>().is_some() && seen.extensions().get::<Hop>().is_some());
+}
+
+#[tokio::test]
+async fn a_bad_handshake_of_a_tunnel_is_refused_before_the_inner_service_is_asked() {
+    type Spoil = fn(&mut Request<()>);
+    let bad: [(Spoil, u16); 3] = [
+        (|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_KEY)), 400),
+        (|request| drop(request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, "12".parse().unwrap())), 400),
+        (|request| *request.method_mut() = Method::POST, 405),
+    ];
+    for (spoil, code) in bad {
+        let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TunnelLayer::new());
+        assert_ready_ok!(service.poll_ready());
+        let mut request = port_forward(TUNNEL);
+        spoil(&mut request);
+        let mut response = task::spawn(service.call(request));
+        let response = assert_ready_ok!(response.poll());
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()[header::SEC_WEBSOCKET_VERSION], "13");
+        assert_pending!(inner.poll_request());
+    }
+}
+
+/// The layer's answer to the client, where the inner service answers so; and whether the leaf's side has ended.
+async fn tunnel_answered(mut answer: Response<Body>) -> (Response<Body>, bool) {
+    let leaf = (answer.status() == 101).then(|| accept(&mut http::Extensions::new(), answer.extensions_mut()));
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TunnelLayer::new());
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(port_forward(TUNNEL)));
+    inner.next_request().await.unwrap().1.send_response(answer);
+    let response = assert_ready_ok!(response.poll());
+    let Some(leaf) = leaf else { return (response, true) };
+    let mut leaf = leaf.into_io().await.unwrap();
+    let ended = task::spawn(leaf.read(&mut [0])).poll().is_ready();
+    (response, ended)
+}
+
+fn switched() -> http::response::Builder {
+    Response::builder().status(101).header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "SPDY/3.1")
+}
+
+#[tokio::test]
+async fn a_switch_to_spdy_is_a_switch_to_the_tunnel_for_the_client() {
+    let answer = switched().header("x-stream-protocol-version", " portforward.k8s.io ").body(Body::default());
+    let (response, ended) = tunnel_answered(answer.unwrap()).await;
+    assert_eq!(response.status(), 101);
+    let headers = response.headers();
+    assert_eq!(headers[header::SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], TUNNEL);
+    assert_eq!(headers[header::UPGRADE], "websocket");
+    assert!(!headers.contains_key("x-stream-protocol-version"));
+    assert!(!ended, "the two sides are joined");
+}
+
+#[tokio::test]
+async fn a_switch_to_something_else_is_refused_and_the_leaf_ended() {
+    let protocol = "x-stream-protocol-version";
+    let no_upgrade = Response::builder().status(101).header(header::CONNECTION, "Upgrade");
+    let no_connection = Response::builder().status(101).header(header::UPGRADE, "SPDY/3.1");
+    let missing = "unable to upgrade: missing upgrade headers in response";
+    for (answer, why) in [
+        (no_upgrade.header(protocol, "portforward.k8s.io"), missing),
+        (no_connection.header(protocol, "portforward.k8s.io"), missing),
+        (switched().header(protocol, "v9.k8s.io"), "v9.k8s.io"),
+        (switched(), "which was not offered"),
+    ] {
+        let (response, ended) = tunnel_answered(answer.body(Body::default()).unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert!(ended, "the leaf's side is gone");
+        let text = text(response).await;
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_pass_through_the_tunnel_and_other_answers_become_500() {
+    for code in [400, 403, 404, 500, 502, 503] {
+        let answer = Response::builder().status(code).header("x-kept", "yes").body(Body::from("why")).unwrap();
+        let (response, _) = tunnel_answered(answer).await;
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()["x-kept"], "yes");
+        assert_eq!(text(response).await, "why");
+    }
+    for code in [200, 204, 301, 302, 307] {
+        let answer = Response::builder().status(code).header(header::LOCATION, "http://evil/").body(Body::default());
+        let (response, _) = tunnel_answered(answer.unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert!(!response.headers().contains_key(header::LOCATION));
+        assert!(text(response).await.contains(&format!("invalid upgrade response: status code {code}")));
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_carries_bytes_between_the_client_and_the_leaf() {
+    let mut request = port_forward(TUNNEL);
+    let client = accept(&mut http::Extensions::new(), request.extensions_mut());
+    let mut answer =
+        switched().header("x-stream-protocol-version", "portforward.k8s.io").body(Body::default()).unwrap();
+    let leaf = accept(&mut http::Extensions::new(), answer.extensions_mut());
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(TunnelLayer::new());
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request));
+    inner.next_request().await.unwrap().1.send_response(answer);
+    assert_eq!(assert_ready_ok!(response.poll()).status(), 101);
+    let (mut client, mut leaf) = (client.into_io().await.unwrap(), leaf.into_io().await.unwrap());
+    client.write_all(b"\x82\x82\0\0\0\0hi").await.unwrap();
+    let mut bytes = [0; 2];
+    leaf.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"hi");
+    leaf.write_all(b"ho").await.unwrap();
+    drop(leaf);
+    let mut received = [0; 8];
+    client.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"\x82\x02ho\x88\x02\x03\xe8");
 }

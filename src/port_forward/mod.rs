@@ -8,6 +8,7 @@ pub(crate) mod over_spdy;
 #[cfg(feature = "client")]
 pub mod over_spdy_client;
 pub(crate) mod pair;
+pub(crate) mod tunnel;
 
 use std::{fmt, future::Future, time::Duration};
 

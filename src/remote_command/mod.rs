@@ -11,7 +11,6 @@ pub(crate) mod relay;
 mod resize;
 pub mod status;
 mod stdio;
-mod tick;
 mod version;
 
 pub use stdio::{Exit, Input, Output, Stdio, TerminalSize};

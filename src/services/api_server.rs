@@ -6,13 +6,16 @@ use http::Request;
 use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
-    layers::{FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, UpgradeDetect, UpgradeDetectLayer},
+    layers::{
+        FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect,
+        UpgradeDetectLayer,
+    },
     upgrade::{Dialect, Sessions},
 };
 
 /// The streaming stack of an API server over a leaf that carries streams on.
 ///
-/// `UpgradeDetect`, the authorizing layer, `FeatureRouting`, `Translate`, leaf. A request that is no stream reaches the
+/// `UpgradeDetect`, the authorizing layer, `FeatureRouting`, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the
 /// leaf unchanged, without a permit, and is refused there: route it elsewhere.
 #[derive(Clone, Debug)]
 pub struct ApiServer<S> {
@@ -26,7 +29,7 @@ impl ApiServer<()> {
     /// the node, and `leaf` mostly an [`UpgradeProxy`](super::UpgradeProxy).
     pub fn new<A, V, L>(sessions: Sessions, authorize: A, resolve: V, leaf: L) -> ApiServer<UpgradeDetect<A::Service>>
     where
-        A: Layer<FeatureRouting<Translate<L>, V>>,
+        A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
         let stack = ServiceBuilder::new()
@@ -34,6 +37,7 @@ impl ApiServer<()> {
             .layer(authorize)
             .layer(FeatureRoutingLayer::new(resolve))
             .layer(TranslateLayer::new())
+            .layer(TunnelLayer::new())
             .service(leaf);
         ApiServer { stack }
     }

@@ -11,6 +11,7 @@
 
 pub(crate) mod buffer;
 mod caller;
+pub(crate) mod clock;
 mod grammar;
 mod headers;
 mod io;
@@ -19,6 +20,7 @@ mod permit;
 mod refusal;
 mod report;
 mod session;
+pub(crate) mod side;
 mod target;
 
 pub use caller::{Caller, ClientAddr};

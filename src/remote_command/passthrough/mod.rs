@@ -26,10 +26,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::watch::Watch;
-use super::{Version, tick};
+use super::Version;
 use crate::upgrade::{
     End, Report,
     buffer::{BUFFER, Buffer},
+    clock::{self, Due},
     outbox::Outbox,
 };
 
@@ -53,7 +54,7 @@ where
         quiet: 0,
     };
     let mut drained = pin!(drain.cancelled());
-    let mut clock = pin!(sleep_until(tick::first()));
+    let mut timer = pin!(sleep_until(clock::first()));
     poll_fn(|cx| {
         if carrier.over.is_none() && drained.as_mut().poll(cx).is_ready() {
             carrier.finish(End::Error, "the server is shutting down");
@@ -63,10 +64,10 @@ where
                 return Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            ready!(pin!(unconstrained(clock.as_mut())).poll(cx));
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             carrier.tick();
-            let next = tick::after(clock.deadline());
-            clock.as_mut().reset(next);
+            let next = clock::after(timer.deadline());
+            timer.as_mut().reset(next);
         }
     })
     .await
@@ -252,9 +253,9 @@ where
         }
         let Some(watch) = &mut self.watch else { return };
         match watch.tick(self.down.listening && self.up.out.is_empty()) {
-            watch::Due::Nothing => {}
-            watch::Due::Ping => watch.ping(&mut self.up.out),
-            watch::Due::Dead => self.finish(End::Error, "the next hop was silent for 60 seconds"),
+            Due::Nothing => {}
+            Due::Ping => watch.ping(&mut self.up.out),
+            Due::Dead => self.finish(End::Error, "the next hop was silent for 60 seconds"),
         }
     }
 

@@ -11,7 +11,11 @@ use crate::{
         codec::{Decoder, Event, HeaderMode, Limits},
         frame::{self, ResetCode, StreamId},
     },
-    upgrade::{End, outbox::Outbox},
+    upgrade::{
+        End,
+        clock::{Due, Hearing},
+        outbox::Outbox,
+    },
 };
 
 /// A control frame's first word: version 3, type 7.
@@ -28,19 +32,8 @@ pub(super) const LOST: &str = "the connection to the next hop was lost before th
 /// Our pings: odd as a client's, and far from where clients count.
 const OUR_PING: u32 = 0x7fff_ff01;
 
-/// Ticks of silence before upstream is asked, and before it is dead: 10 s and 60 s.
-const PING_AFTER: u32 = 2;
-const DEAD_AFTER: u32 = 12;
-
 /// Streams of the client's whose reply is watched for; a session has five.
 const MAX_UNANSWERED: usize = 16;
-
-/// What to do about upstream at a tick.
-pub(super) enum Due {
-    Nothing,
-    Ping,
-    Dead,
-}
 
 /// What the frames of one session have told.
 #[derive(Debug)]
@@ -60,8 +53,7 @@ pub(super) struct Watch {
     goaway: Option<Vec<u8>>,
     /// A failure was written in upstream's place.
     lost: bool,
-    silent: u32,
-    heard: bool,
+    hearing: Hearing,
 }
 
 impl Watch {
@@ -77,8 +69,7 @@ impl Watch {
             error_ended: false,
             goaway: None,
             lost: false,
-            silent: 0,
-            heard: false,
+            hearing: Hearing::default(),
         }
     }
 
@@ -103,7 +94,7 @@ impl Watch {
     }
 
     pub(super) fn upstream_says(&mut self, buf: &mut [u8], out: &mut Outbox) -> Result<(), Error> {
-        self.heard = true;
+        self.hearing.heard();
         let error = self.error.map(StreamId::get);
         let has_status = self.version.has_status();
         let (status, error_ended, goaway) = (&mut self.status, &mut self.error_ended, &mut self.goaway);
@@ -183,13 +174,7 @@ impl Watch {
     }
 
     pub(super) fn tick(&mut self, listening: bool) -> Due {
-        let heard = std::mem::take(&mut self.heard);
-        self.silent = if heard || !listening { 0 } else { self.silent + 1 };
-        match self.silent {
-            DEAD_AFTER.. => Due::Dead,
-            silent if silent > 0 && silent % PING_AFTER == 0 => Due::Ping,
-            _ => Due::Nothing,
-        }
+        self.hearing.tick_if_listening(listening)
     }
 
     pub(super) fn ping(&mut self, out: &mut Outbox) {

@@ -19,7 +19,6 @@
 //! - **Data, then FIN, then status, then Close.** The error stream is collected until stdout and stderr have ended. What
 //!   it says is sent as it came if it is a `Status`; if none came, because upstream was lost, a failure is sent.
 
-mod clock;
 mod lanes;
 mod state;
 
@@ -33,8 +32,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::state::Relay;
-use super::{Version, over_websocket::SETTLING, tick};
-use crate::upgrade::{Io, Report, StreamOptions};
+use super::{Version, over_websocket::SETTLING};
+use crate::upgrade::{Io, Report, StreamOptions, clock};
 
 /// Relays until the session has ended and both sides know.
 pub(crate) async fn run<C, U>(
@@ -68,7 +67,7 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let mut drained = pin!(drain.cancelled());
-    let mut clock = pin!(sleep_until(Instant::now() + SETTLING));
+    let mut timer = pin!(sleep_until(Instant::now() + SETTLING));
     let mut settling = true;
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
@@ -79,17 +78,17 @@ where
                 return std::task::Poll::Ready(report);
             }
             // Unconstrained: a flood that uses up the task's budget must not stop the clock.
-            if pin!(unconstrained(clock.as_mut())).poll(cx).is_pending() {
+            if pin!(unconstrained(timer.as_mut())).poll(cx).is_pending() {
                 return std::task::Poll::Pending;
             }
             let next = if std::mem::take(&mut settling) {
                 relay.settle();
-                tick::first()
+                clock::first()
             } else {
                 relay.tick();
-                tick::after(clock.deadline())
+                clock::after(timer.deadline())
             };
-            clock.as_mut().reset(next);
+            timer.as_mut().reset(next);
         }
     })
     .await

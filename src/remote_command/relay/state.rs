@@ -1,7 +1,6 @@
 //! The relay itself: two halves, polled in turns, what they read turned around, and time.
 
 mod ending;
-mod side;
 
 use std::{
     borrow::Cow,
@@ -10,17 +9,15 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::side::Side;
-use super::{
-    clock::{CREATION, Due, FAREWELL, IDLE},
-    lanes::Lanes,
-};
+use super::lanes::Lanes;
 use crate::{
     remote_command::{Version, status::MAX_STATUS},
     spdy::{self, codec::HeaderMode, frame},
     upgrade::{
         End, Report, StreamOptions,
         buffer::{BUFFER, Buffer},
+        clock::Due,
+        side::Side,
     },
     websocket::{
         self, ControlFrame, Payload, Role,
@@ -33,6 +30,15 @@ const MAX_CONTROL: usize = 4096;
 
 /// Reads of one direction before it is the other's turn, so that a flood does not starve it.
 const TURN: usize = 8;
+
+/// Longest wait for all SYN_REPLYs: 30 s, as `createStreamResponseTimeout` of client-go.
+const CREATION: u32 = 6;
+
+/// Longest wait for the peers to close once they have been told all: 10 s.
+const FAREWELL: u32 = 2;
+
+/// A session in which no payload moved this long is over: 4 h, as containerd's and kubelet's default.
+const IDLE: u32 = 4 * 60 * 12;
 
 /// A message to the client is at most 32 KiB with its channel byte: that is where many clients' limits lie.
 const READ: usize = BUFFER - 1;

@@ -8,32 +8,31 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::clock::Hearing;
-use crate::upgrade::{buffer::Buffer, outbox::Outbox};
+use super::{buffer::Buffer, clock::Hearing, outbox::Outbox};
 
 /// One connection, and what waits to be written to it.
-pub(super) struct Side<Io> {
-    pub(super) io: Io,
-    pub(super) out: Outbox,
-    pub(super) hearing: Hearing,
+pub(crate) struct Side<Io> {
+    pub(crate) io: Io,
+    pub(crate) out: Outbox,
+    pub(crate) hearing: Hearing,
     /// Its input has ended, or is of no interest any more.
-    pub(super) deaf: bool,
+    pub(crate) deaf: bool,
     /// It takes no more bytes: its connection is lost, or we have shut it down.
-    pub(super) mute: bool,
+    pub(crate) mute: bool,
     /// It waits for more to read, so silence is the peer's.
-    pub(super) listening: bool,
+    pub(crate) listening: bool,
 }
 
 impl<Io> Side<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(io: Io) -> Self {
+    pub(crate) fn new(io: Io) -> Self {
         Self { io, out: Outbox::default(), hearing: Hearing::default(), deaf: false, mute: false, listening: false }
     }
 
     /// Writes what waits. False: it has to wait on.
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
         if self.mute {
             self.out.clear();
             return true;
@@ -51,7 +50,7 @@ where
     }
 
     /// Reads up to `limit` bytes into a borrowed buffer; pending keeps none.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<(Buffer, usize)>> {
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<(Buffer, usize)>> {
         let mut buffer = Buffer::borrow();
         let mut read = ReadBuf::new(&mut buffer[..limit]);
         match Pin::new(&mut self.io).poll_read(cx, &mut read) {
@@ -74,7 +73,7 @@ where
 
     /// Shuts the side down once all is written. `patient`: only when the peer has closed too, so that nothing it has
     /// not read yet is lost to a reset.
-    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>, patient: bool) -> Poll<()> {
+    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>, patient: bool) -> Poll<()> {
         if self.mute {
             return Poll::Ready(());
         }

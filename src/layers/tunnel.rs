@@ -1,0 +1,119 @@
+//! Speaks WebSocket to the client and SPDY to the inner service: port-forward over `SPDY/3.1+portforward.k8s.io`.
+//!
+//! Acts on a permitted WebSocket upgrade that offers SPDY inside of it and whose [`Hop`](super::Hop) does not speak it.
+//! The same request goes on as a SPDY upgrade. **Upstream first**: the client gets its `101` only when the inner
+//! service has given one, so a refusal is an HTTP answer that keeps its status and body. One task then copies the bytes
+//! of the inner service into messages and out of them, unread; nothing is dialled here. KEP-4006, "Proposal:
+//! `PortForward` Subprotocol - Tunneling SPDY over WebSockets".
+//!
+//! ```
+//! use tower::ServiceBuilder;
+//! use tower_kube_streaming::{
+//!     layers::{TunnelLayer, UpgradeDetectLayer, danger::PermitAllLayer},
+//!     services::{TcpConnect, UpgradeProxy},
+//!     upgrade::{Dialect, Sessions},
+//! };
+//!
+//! // The route to the next hop, which names it, goes between the permit and the tunnel.
+//! let stack = ServiceBuilder::new()
+//!     .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
+//!     .layer(PermitAllLayer)
+//!     .layer(TunnelLayer::new())
+//!     .service(UpgradeProxy::new(TcpConnect));
+//! # let _ = stack;
+//! ```
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use tower::{Layer, Service};
+
+pub use super::adapt::ResponseFuture;
+use super::adapt::{self, Client, X_STREAM_PROTOCOL_VERSION};
+use crate::{
+    port_forward::tunnel,
+    upgrade::{End, Refusal, Report, Subresource, list, take, upgrade_names},
+};
+
+/// Layer that applies [`Tunnel`]. See the [module docs](self).
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct TunnelLayer {}
+
+impl TunnelLayer {
+    /// Tunnels with the default limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {}
+    }
+}
+
+impl<S> Layer<S> for TunnelLayer {
+    type Service = Tunnel<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Tunnel { inner }
+    }
+}
+
+/// Speaks WebSocket to the client and SPDY to the inner service. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct Tunnel<S> {
+    inner: S,
+}
+
+impl<S, B, R> Service<Request<B>> for Tunnel<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: From<Bytes>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let wanted = adapt::candidate(&request).filter(|target| target.subresource == Subresource::PortForward);
+        let offers: Vec<HeaderValue> =
+            tunnel::offers(request.headers()).filter_map(|offer| HeaderValue::from_str(offer).ok()).collect();
+        match wanted.cloned() {
+            Some(target) if !offers.is_empty() => adapt::call(&mut self.inner, request, target, offers, join),
+            _ => ResponseFuture::forwarded(self.inner.call(request)),
+        }
+    }
+}
+
+/// The inner service has switched: spawns the copying and answers the client. Where what it switched to is not what the
+/// client asked for, the client is refused and the inner service's side ends: nothing has run there yet.
+fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
+    let leaf = take(inner.extensions_mut());
+    let refuse = |why: String| {
+        tracing::warn!(%why, "the next hop gave no usable answer");
+        Refusal::internal(format!("unable to upgrade: {why}")).into_response(client.target.dialect)
+    };
+    let headers = inner.headers();
+    let upgraded = list(headers, http::header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && upgrade_names(headers, "spdy/3.1");
+    let Some(leaf) = leaf.filter(|_| upgraded) else {
+        return refuse("missing upgrade headers in response".to_owned());
+    };
+    let chosen = headers.get(X_STREAM_PROTOCOL_VERSION).map(HeaderValue::as_bytes).unwrap_or_default().trim_ascii();
+    let Some(protocol) = client.offers.iter().find(|offer| offer.as_bytes() == chosen) else {
+        return refuse(format!(
+            "the response names the protocol {:?}, which was not offered",
+            chosen.escape_ascii().to_string()
+        ));
+    };
+    let protocol = tunnel::websocket_name(protocol);
+    client.side.spawn(move |client, drain| async move {
+        match leaf.into_io().await {
+            Ok(upstream) => tunnel::relay(client, upstream, drain).await,
+            Err(error) => Report::new(End::Error, format!("the next hop's connection was lost: {error}")),
+        }
+    });
+    adapt::switching_protocols(client.accept, protocol)
+}
