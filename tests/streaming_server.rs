@@ -1,6 +1,6 @@
 //! The kubelet's stack as an HTTP server: what it answers to which handshake, and that what it answers is served.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, num::NonZeroU16, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tower_kube_streaming::{
     BoxError,
     layers::{Hop, danger::PermitAllLayer},
+    port_forward::over_spdy_client as forward_over_spdy,
     remote_command::{
         Exit, Input, Output, Stdio, Version, over_spdy_client, over_websocket::WsProtocol, over_websocket_client,
         status::Outcome,
@@ -37,7 +38,10 @@ impl Runtime for Echo {
     }
 
     async fn port_forward(&self, target: &Target) -> Result<Loopback, Refusal> {
-        Err(Refusal::not_found("pods", &target.pod))
+        match &*target.pod {
+            "nosuch" => Err(Refusal::not_found("pods", &target.pod)),
+            _ => Ok(Loopback::default()),
+        }
     }
 }
 
@@ -236,6 +240,56 @@ async fn a_spdy_client_without_a_common_version_is_told_what_is_served() -> Resu
     let words = "unable to upgrade: unable to negotiate protocol: client supports [v9.channel.k8s.io V4.channel.k8s.io], \
                  server accepts [v4.channel.k8s.io v3.channel.k8s.io v2.channel.k8s.io channel.k8s.io]\n";
     assert!(refused.ends_with(words), "{refused}");
+    Ok(())
+}
+
+/// A request for a port-forward of that pod.
+fn port_forward(method: &str, pod: &str, protocols: &[&str]) -> String {
+    let protocols: String = protocols.iter().map(|name| format!("\nX-Stream-Protocol-Version: {name}")).collect();
+    format!(
+        "{method} /portForward/ns/{pod} HTTP/1.1\nHost: k\nConnection: Upgrade\nUpgrade: SPDY/3.1\n\
+         Content-Length: 0{protocols}"
+    )
+}
+
+#[tokio::test]
+async fn port_forward_is_served_over_spdy_by_get_and_post_and_through_an_api_server() -> Result<(), BoxError> {
+    for method in ["GET", "POST"] {
+        let mut io = kubelet(false);
+        let offers = ["v4.channel.k8s.io, portforward.k8s.io"];
+        let head = ask(&mut io, &port_forward(method, "pod", &offers)).await?;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.contains("upgrade: SPDY/3.1\r\n"), "{head}");
+        assert!(head.contains("x-stream-protocol-version: portforward.k8s.io\r\n"), "{head}");
+    }
+    let mut io = api_server();
+    let kubelets = port_forward("POST", "pod", &["portforward.k8s.io"]);
+    let ask_api = kubelets.replace("/portForward/ns/pod", "/api/v1/namespaces/ns/pods/pod/portforward");
+    let head = ask(&mut io, &ask_api).await?;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    // The runtime's pod is there; a port of it that nobody listens to is told in the stream.
+    let nobody = tokio::net::TcpSocket::new_v4()?;
+    nobody.bind((std::net::Ipv4Addr::LOCALHOST, 0).into())?;
+    let port = NonZeroU16::new(nobody.local_addr()?.port()).ok_or("a port")?;
+    let (forward, connection) = forward_over_spdy::connect(io);
+    tokio::spawn(connection);
+    let text = forward.pair(port).await?.error.text().await?.unwrap_or_default();
+    assert!(text.starts_with(&format!("error forwarding port {port} to pod pod, uid : failed to connect")), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_forward_that_cannot_be_is_refused_before_the_101() -> Result<(), BoxError> {
+    let gone = ask(&mut kubelet(false), &port_forward("POST", "nosuch", &["portforward.k8s.io"])).await?;
+    assert!(gone.starts_with("HTTP/1.1 404 ") && gone.contains("nosuch"), "{gone}");
+    let other = ask(&mut kubelet(false), &port_forward("POST", "pod", &["v4.channel.k8s.io"])).await?;
+    assert!(other.starts_with("HTTP/1.1 403 "), "{other}");
+    assert!(other.contains("x-accepted-stream-protocol-versions: portforward.k8s.io\r\n"), "{other}");
+    let words = "unable to upgrade: unable to negotiate protocol: client supports [v4.channel.k8s.io], \
+                 server accepts [portforward.k8s.io]\n";
+    assert!(other.ends_with(words), "{other}");
+    let none = ask(&mut kubelet(false), &port_forward("POST", "pod", &[])).await?;
+    assert!(none.starts_with("HTTP/1.1 400 "), "{none}");
     Ok(())
 }
 

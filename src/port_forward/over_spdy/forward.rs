@@ -90,7 +90,9 @@ impl<D: Dial> Forwarding<'_, D> {
         let Target { pod, uid, .. } = self.target;
         let uid = uid.as_deref().unwrap_or_default();
         let mut text = format!("error forwarding port {port} to pod {pod}, uid {uid}: {cause}");
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        while text.len() > MAX_TEXT {
+            text.pop();
+        }
         text
     }
 }

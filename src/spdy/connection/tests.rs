@@ -1,4 +1,4 @@
-use std::{sync::atomic::AtomicBool, time::Duration};
+use std::{future::poll_fn, sync::atomic::AtomicBool, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -712,4 +712,107 @@ async fn over_tcp_and_threads_every_byte_arrives_and_both_ends_close_in_order() 
     streams.join_all().await;
     client_task.await.unwrap().unwrap();
     server_task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_told_that_it_was_cut_off_whatever_is_unread_and_behind_its_end() {
+    let mut pair = pair();
+    let (mut near, mut far) = pair.stream().await;
+    near.write_all(b"unread").await.unwrap();
+    near.shutdown().await.unwrap();
+    near.reset(ResetCode::CANCEL);
+    far.write_all(b"nobody reads it").await.unwrap();
+    assert_eq!(poll_fn(|cx| far.poll_aborted(cx)).await, RecvEnd::Reset(ResetCode::CANCEL));
+    assert_eq!((read_all(&mut far).await, far.ended()), (b"unread".to_vec(), Some(RecvEnd::Fin)));
+    let (near, far) = pair.stream().await;
+    let (mut third, cut) = pair.stream().await;
+    third.write_all(b"unread").await.unwrap();
+    third.flush().await.unwrap();
+    let told = tokio::spawn(async move {
+        let end = poll_fn(|cx| cut.poll_aborted(cx)).await;
+        (end, cut.ended())
+    });
+    tokio::task::yield_now().await;
+    third.reset(ResetCode::CANCEL);
+    // What came before is still to be read, so reading has not ended.
+    assert_eq!(told.await.unwrap(), (RecvEnd::Reset(ResetCode::CANCEL), None));
+    // One's own reset, and the connection's end.
+    far.reset(ResetCode::CANCEL);
+    assert_eq!(poll_fn(|cx| far.poll_aborted(cx)).await, RecvEnd::Reset(ResetCode::CANCEL));
+    assert_eq!(poll_fn(|cx| near.poll_aborted(cx)).await, RecvEnd::Reset(ResetCode::CANCEL));
+    let (_near, far) = pair.stream().await;
+    pair.client_task.abort();
+    assert_eq!(poll_fn(|cx| far.poll_aborted(cx)).await, RecvEnd::Lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn capacity_is_what_the_next_write_takes() {
+    let (mut peer, mut incoming, _handle, _task) = by_hand_server();
+    peer.syn(1).await;
+    let mut stream = incoming.accept().await.unwrap();
+    // Without a reply nothing goes out.
+    assert_eq!(poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap(), 64 * 1024);
+    stream.write_all(&vec![0; 40 * 1024]).await.unwrap();
+    assert_eq!(poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap(), 24 * 1024);
+    stream.write_all(&vec![0; 24 * 1024]).await.unwrap();
+    let room = poll_fn(|cx| Poll::Ready(stream.poll_capacity(cx))).await;
+    assert!(room.is_pending());
+    stream.reply();
+    assert!(poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap() > 0);
+    stream.shutdown().await.unwrap();
+    assert!(poll_fn(|cx| stream.poll_capacity(cx)).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stalls_the_others_is_reset_where_that_is_asked_for() {
+    let mut pair = pair_of(Config::new(), Config::new().reset_stalled_after(seconds(10)));
+    let (mut quiet, mut quiet_far) = pair.stream().await;
+    let (mut near, far) = pair.stream().await;
+    quiet.write_all(b"unread, but not to blame").await.unwrap();
+    let start = Instant::now();
+    let flood = async { while near.write_all(&[7; 4096]).await.is_ok() {} };
+    let ((), end) = tokio::join!(flood, poll_fn(|cx| far.poll_aborted(cx)));
+    assert_eq!((start.elapsed().as_secs(), end), (10, RecvEnd::Reset(ResetCode::CANCEL)));
+    assert_eq!(near.ended(), Some(RecvEnd::Reset(ResetCode::CANCEL)));
+    quiet.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut quiet_far).await, b"unread, but not to blame");
+    assert_eq!(pair.server.streams(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_slowly_is_not_stalled() {
+    let mut pair = pair_of(Config::new(), Config::new().reset_stalled_after(seconds(10)));
+    let (mut near, mut far) = pair.stream().await;
+    let sent = tokio::spawn(async move {
+        near.write_all(&[7; 2 * 1024 * 1024]).await.unwrap();
+        near.shutdown().await.unwrap();
+        read_all(&mut near).await;
+    });
+    let mut total = 0;
+    let mut block = vec![0; 160 * 1024];
+    loop {
+        tokio::time::sleep(seconds(9)).await;
+        match far.read(&mut block).await.unwrap() {
+            0 => break,
+            read => total += read,
+        }
+    }
+    assert_eq!((total, far.ended()), (2 * 1024 * 1024, Some(RecvEnd::Fin)));
+    far.shutdown().await.unwrap();
+    sent.await.unwrap();
+    assert_eq!(pair.client.streams(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_wait_for_each_other_for_ever_unless_told_otherwise() {
+    let mut pair = pair();
+    let (mut near, mut far) = pair.stream().await;
+    let flood = tokio::spawn(async move {
+        near.write_all(&[7; 1024 * 1024]).await.unwrap();
+        near.shutdown().await.unwrap();
+        read_all(&mut near).await;
+    });
+    tokio::time::sleep(seconds(24 * 3600)).await;
+    assert!(!flood.is_finished());
+    assert_eq!(read_all(&mut far).await.len(), 1024 * 1024);
 }
