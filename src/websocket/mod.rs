@@ -13,7 +13,9 @@ mod error;
 mod frame;
 pub mod handshake;
 mod mask;
+mod pipe;
 
 pub use codec::{Data, Decoder, Event, Limits, Role, Step};
 pub use error::Error;
 pub use frame::{Close, ControlFrame, Head, MAX_CONTROL, Opcode, Payload};
+pub use pipe::Pipe;
