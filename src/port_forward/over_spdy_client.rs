@@ -43,7 +43,7 @@ pub struct Forward {
 
 impl Forward {
     /// Asks for a connection to `port`. As client-go: the error stream first, half-closed at once, then the data
-    /// stream. That the pod took it only shows in its data, or in [`Refusal`](ErrorText).
+    /// stream. Whether the pod takes it shows in [`Pair::data`], and why not in [`Pair::error`].
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ use crate::{
     upgrade::buffer::Buffer,
 };
 
-/// Chunks of 32 KiB in one direction before others get a turn.
+/// Steps in one direction before others get a turn; reading 32 KiB is one, writing them another.
 const ROUNDS: usize = 8;
 
 /// How it ended.
@@ -109,24 +109,12 @@ impl<'a, C: Connection> Pump<'a, C> {
         if self.down != Down::Over {
             self.check_client(cx)?;
         }
-        let mut more = false;
-        for _ in 0..ROUNDS {
-            more = self.poll_up(cx)?;
-            if !more {
-                break;
-            }
-        }
-        for _ in 0..ROUNDS {
-            let more_down = self.poll_down(cx)?;
-            if !more_down {
-                break;
-            }
-            more = true;
-        }
+        let more_up = rounds(|| self.poll_up(cx))?;
+        let more_down = rounds(|| self.poll_down(cx))?;
         match (&self.up, &self.down) {
             (Up::Finished | Up::Refused, Down::Finished) | (Up::Finished, Down::Over) => Err(Outcome::Finished),
             (Up::Refused, Down::Over) => Err(Outcome::Aborted),
-            _ => Ok(more),
+            _ => Ok(more_up || more_down),
         }
     }
 
@@ -149,9 +137,10 @@ impl<'a, C: Connection> Pump<'a, C> {
                 let Poll::Ready(result) = Pin::new(&mut self.data).poll_read(cx, &mut read) else {
                     if self.unflushed {
                         let flushed = self.pod.poll_flush(cx);
-                        self.unflushed = flushed.is_pending();
-                        if let Poll::Ready(Err(error)) = flushed {
-                            self.refuse(error);
+                        match flushed {
+                            Poll::Pending => {}
+                            Poll::Ready(Ok(())) => self.unflushed = false,
+                            Poll::Ready(Err(error)) => self.refuse(error),
                         }
                     }
                     return Ok(false);
@@ -204,6 +193,7 @@ impl<'a, C: Connection> Pump<'a, C> {
     /// told once, so that reading would end as if in order.
     fn refuse(&mut self, error: io::Error) {
         self.up = Up::Refused;
+        self.unflushed = false;
         if error.kind() != io::ErrorKind::BrokenPipe {
             self.broken = Some(error);
         }
@@ -264,6 +254,16 @@ impl<'a, C: Connection> Pump<'a, C> {
             _ => Ok(false),
         }
     }
+}
+
+/// Takes steps while there are any, but leaves room for others. `true`: there are more.
+fn rounds(mut step: impl FnMut() -> Result<bool, Outcome>) -> Result<bool, Outcome> {
+    for _ in 0..ROUNDS {
+        if !step()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A connection into a pod that is reset where it is dropped: a pod must not take a part for the whole.
