@@ -4,7 +4,8 @@
 //! and serves the session. What the runtime refuses is the answer.
 //!
 //! By default it offers what every packaged container runtime offers: over SPDY v1 to v4, over WebSocket `v4`, `v1`
-//! and their base64 forms; port-forward over SPDY. [`offer_v5`](StreamingServer::offer_v5) adds v5.
+//! and their base64 forms; port-forward over SPDY. [`offer_v5`](StreamingServer::offer_v5) adds v5,
+//! [`offer_tunnel`](StreamingServer::offer_tunnel) SPDY inside WebSocket.
 
 mod negotiate;
 mod port_forward;
@@ -47,6 +48,7 @@ const FIRST_SIZE: Duration = Duration::from_millis(500);
 pub struct StreamingServer<R> {
     runtime: Arc<R>,
     v5: bool,
+    tunnel: bool,
     dial_errors: DialErrors,
     limits: Limits,
 }
@@ -60,7 +62,13 @@ impl<R> Clone for StreamingServer<R> {
 impl<R: Runtime> StreamingServer<R> {
     /// Serves from `runtime`.
     pub fn new(runtime: R) -> Self {
-        Self { runtime: Arc::new(runtime), v5: false, dial_errors: DialErrors::default(), limits: Limits::default() }
+        Self {
+            runtime: Arc::new(runtime),
+            v5: false,
+            tunnel: false,
+            dial_errors: DialErrors::default(),
+            limits: Limits::default(),
+        }
     }
 
     /// Also offers `v5.channel.k8s.io`, over both carriers. No packaged runtime does, so a kubelet that is to look like
@@ -68,6 +76,14 @@ impl<R: Runtime> StreamingServer<R> {
     #[must_use]
     pub fn offer_v5(mut self) -> Self {
         self.v5 = true;
+        self
+    }
+
+    /// Also offers port-forward over SPDY inside WebSocket messages, `SPDY/3.1+portforward.k8s.io`. No packaged runtime
+    /// does.
+    #[must_use]
+    pub fn offer_tunnel(mut self) -> Self {
+        self.tunnel = true;
         self
     }
 
@@ -151,6 +167,7 @@ impl<R> fmt::Debug for StreamingServer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StreamingServer")
             .field("v5", &self.v5)
+            .field("tunnel", &self.tunnel)
             .field("dial_errors", &self.dial_errors)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
