@@ -383,10 +383,11 @@ async fn a_pods_reset_resets_the_pair_without_text_behind_what_came_before() {
 async fn an_answer_ahead_of_the_pods_end_is_not_lost_to_a_client_that_still_sends() {
     let mut lab = lab(DialErrors::Report);
     let (mut pair, mut pod) = lab.pair().await;
-    pod.io.write_all(b"413").await.unwrap();
-    // It reads no more: writing to it is a broken pipe.
-    drop(pod.io);
     pair.data.write_all(&pattern(10_000)).await.unwrap();
+    assert_eq!(read_exact(&mut pod.io, 1).await.len(), 1);
+    pod.io.write_all(b"413").await.unwrap();
+    // It reads no more: writing to it is a broken pipe, which is found before the answer is read.
+    drop(pod.io);
     assert_eq!(read_all(&mut pair.data).await.unwrap(), b"413");
     assert_eq!(pair.error.text().await.unwrap(), None);
     drop(pair.data);
