@@ -170,6 +170,15 @@ def handmade(to):
     write(to, "relay", "goaway", relay(7 | 0x10, [(16, b""), out, success, (22, b"", 0), (26, b"")]))
     write(to, "relay", "tty", relay(11, [(16, b""), (0 | 4 << 5, b'{"Width":80,"Height":24}'), out, (30, b"", 70)]))
 
+    tunnel = lambda steps: relay(5, steps)[1:]  # noqa: E731
+    pieces = [(0, b"\x80\x06\0\x01"), (0, b"\0\0\0\4"), (0, b"\0\0\0\1"), (0, b"")]
+    write(to, "tunnel", "ping-as-kubectl-writes-it", tunnel([*pieces, (16, b"pong"), (5, b""), (18, b"")]))
+    write(to, "tunnel", "fragments", tunnel([(2, b"ab"), (4, b"?"), (3, b"cd"), (3, b""), (3 | 32, b"ef"), (5, b"")]))
+    write(to, "tunnel", "upstream-ends", tunnel([(0, b"a"), (17, b"", 200), (18, b"")]))
+    write(to, "tunnel", "large", tunnel([(1, b"", 200), (1, b"", 200), (5, b""), (17, b"", 20)]))
+    write(to, "tunnel", "text", tunnel([(0, b"a"), (6, b"text"), (8, b"")]))
+    write(to, "tunnel", "silent", tunnel([(30, b"", 70), (0, b"late")]))
+
 
 if sys.argv[1] == "--handmade":
     handmade(pathlib.Path(sys.argv[2]))

@@ -8,6 +8,10 @@ pub(crate) mod over_spdy;
 #[cfg(feature = "client")]
 pub mod over_spdy_client;
 pub(crate) mod pair;
+// Until `StreamingServer` serves it.
+#[cfg_attr(not(test), expect(dead_code))]
+pub(crate) mod over_websocket;
+pub mod over_websocket_client;
 pub(crate) mod tunnel;
 
 use std::{fmt, future::Future, time::Duration};
@@ -17,6 +21,7 @@ use tokio::{
     net::TcpStream,
 };
 
+pub use self::over_websocket::WsProtocol;
 use crate::BoxError;
 
 /// The protocol of stream pairs on SPDY.

@@ -197,23 +197,31 @@ fn api_server_options(
 }
 
 /// Go's `strconv.ParseUint(port, 10, 16)` and its words.
-fn api_server_port(port: &str) -> Result<u16, Refusal> {
+fn parse_port(port: &str) -> Result<u16, String> {
     let plain = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let why = if plain { "value out of range" } else { "invalid syntax" };
-    port.parse().ok().filter(|_| plain).ok_or_else(|| {
-        Refusal::bad_request(format!("cannot convert to []int32: strconv.ParseUint: parsing {port:?}: {why}"))
-    })
+    port.parse().ok().filter(|_| plain).ok_or_else(|| format!("strconv.ParseUint: parsing {port:?}: {why}"))
+}
+
+fn api_server_port(port: &str) -> Result<u16, Refusal> {
+    parse_port(port).map_err(|why| Refusal::bad_request(format!("cannot convert to []int32: {why}")))
 }
 
 fn kubelet_options(subresource: Subresource, query: &Query<'_>) -> Result<StreamOptions, Refusal> {
     if subresource == Subresource::PortForward {
         let mut ports = Vec::new();
         for list in query.all("port") {
-            for port in list.split(',').filter(|port| !port.is_empty()) {
-                let parsed = port
-                    .parse()
-                    .map_err(|error| Refusal::bad_request(format!("unable to parse {port:?} as a port: {error}")))?;
-                ports.push(parsed);
+            // `NewV4Options` of cri-streaming, which looks at them only over WebSocket; over SPDY nobody sends any.
+            let bad = |why: String| Refusal::bad_request(why);
+            if list.is_empty() {
+                return Err(bad("query parameter \"port\" cannot be empty".into()));
+            }
+            for port in list.split(',') {
+                match parse_port(port) {
+                    Ok(0) => return Err(bad(format!("port {list:?} must be > 0"))),
+                    Ok(port) => ports.push(port),
+                    Err(why) => return Err(bad(format!("unable to parse {list:?} as a port: {why}"))),
+                }
             }
         }
         return Ok(StreamOptions { ports, ..StreamOptions::default() });
@@ -304,6 +312,28 @@ mod tests {
         assert_eq!(rendered, "/exec/ns/p/c?command=echo&command=a%20b%2F%C3%A9&error=1&input=1&output=1");
         let read = parse(Dialect::Kubelet, &rendered).expect("ours").expect("good");
         assert_eq!(Target { dialect: Dialect::ApiServer, ..read }, asked);
+    }
+
+    #[test]
+    fn the_kubelets_ports_are_checked_in_gos_words() {
+        let ask = |query: &str| {
+            let target = parse(Dialect::Kubelet, &format!("/portForward/ns/p?{query}")).expect("ours");
+            target.map(|target| target.options.ports).map_err(|refusal| refusal.message().to_owned())
+        };
+        assert_eq!(ask("port=7000,8000&port=9000"), Ok(vec![7000, 8000, 9000]));
+        assert_eq!(ask(""), Ok(vec![]));
+        for (query, why) in [
+            ("port=", "query parameter \"port\" cannot be empty"),
+            ("port=abc", "unable to parse \"abc\" as a port: strconv.ParseUint: parsing \"abc\": invalid syntax"),
+            ("port=80,-1", "unable to parse \"80,-1\" as a port: strconv.ParseUint: parsing \"-1\": invalid syntax"),
+            (
+                "port=65536",
+                "unable to parse \"65536\" as a port: strconv.ParseUint: parsing \"65536\": value out of range",
+            ),
+            ("port=0", "port \"0\" must be > 0"),
+        ] {
+            assert_eq!(ask(query), Err(why.to_owned()), "{query}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub enum Encoding {
 /// What a piece of a message means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChannelEvent {
-    /// Payload of a channel from 0 to 4; never empty. Lies in the buffer that was passed in.
+    /// Payload of a known channel; never empty. Lies in the buffer that was passed in.
     Data {
         /// The channel.
         id: u8,
@@ -48,6 +48,8 @@ pub enum ChannelEvent {
 pub struct Demux {
     encoding: Encoding,
     close_signals: bool,
+    /// The last channel that is known.
+    last: u8,
     state: State,
     /// One bit for each channel that is closed.
     closed: u8,
@@ -74,7 +76,14 @@ impl Demux {
     /// A demultiplexer at the beginning of a connection. Only v5 has close signals; before it 255 is an unknown channel.
     #[must_use]
     pub fn new(encoding: Encoding, close_signals: bool) -> Self {
-        Self { encoding, close_signals, state: State::Start, closed: 0 }
+        Self { encoding, close_signals, last: RESIZE, state: State::Start, closed: 0 }
+    }
+
+    /// The last channel that is known; 4 by default. Only of the first five can be closed.
+    #[must_use]
+    pub fn last_channel(mut self, id: u8) -> Self {
+        self.last = id;
+        self
     }
 
     /// Takes the next piece of a message, which lies in `buf`. Base64 is decoded in place.
@@ -145,7 +154,7 @@ impl Demux {
             Encoding::Binary => byte,
             Encoding::Base64 => byte.wrapping_sub(b'0'),
         };
-        if id > RESIZE || self.is_closed(id) {
+        if id > self.last || self.is_closed(id) {
             tracing::trace!(channel = id, "message for an unknown or closed channel ignored");
             return State::Skip;
         }
@@ -156,7 +165,7 @@ impl Demux {
     }
 
     fn is_closed(&self, id: u8) -> bool {
-        self.closed & (1 << id) != 0
+        id <= RESIZE && self.closed & (1 << id) != 0
     }
 }
 
@@ -169,7 +178,8 @@ fn found(id: u8, range: Range<usize>) -> Option<ChannelEvent> {
 pub fn head(encoding: Encoding, id: u8, payload: usize) -> Head {
     let (opcode, byte) = match encoding {
         Encoding::Binary => (Opcode::Binary, id),
-        Encoding::Base64 => (Opcode::Text, b'0' + id),
+        // Wraps as Go's does, where there are more channels than characters.
+        Encoding::Base64 => (Opcode::Text, b'0'.wrapping_add(id)),
     };
     let mut head = Head::new(opcode, payload + 1, None);
     head.push(byte);

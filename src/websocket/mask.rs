@@ -1,5 +1,13 @@
 //! The client's mask (RFC 6455, 5.3), applied piece by piece.
 
+use std::hash::{BuildHasher, RandomState};
+
+/// A key for one frame of ours. It must not be foreseeable (RFC 6455, 10.3): the hasher is keyed with the system's
+/// randomness.
+pub(crate) fn fresh_key() -> [u8; 4] {
+    (RandomState::new().hash_one(()) as u32).to_ne_bytes()
+}
+
 /// A masking key that remembers how far it has got.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mask {

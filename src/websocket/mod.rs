@@ -18,4 +18,5 @@ mod pipe;
 pub use codec::{Data, Decoder, Event, Limits, Role, Step};
 pub use error::Error;
 pub use frame::{Close, ControlFrame, Head, MAX_CONTROL, Opcode, Payload};
+pub(crate) use mask::fresh_key;
 pub use pipe::Pipe;

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    hash::{BuildHasher, RandomState},
     io::{self, IoSlice},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
@@ -16,7 +15,10 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Close, ControlFrame, Decoder, Error, Event, Head, Limits, Opcode, Payload, Role, mask::Mask};
+use super::{
+    Close, ControlFrame, Decoder, Error, Event, Head, Limits, Opcode, Payload, Role,
+    mask::{Mask, fresh_key},
+};
 
 /// Longest payload of a message of ours: many peers cap at 32 KiB.
 const MESSAGE: usize = 32 * 1024;
@@ -102,8 +104,7 @@ impl<Io> Pipe<Io> {
     }
 
     fn mask(&self) -> Option<[u8; 4]> {
-        // A client's masks must not be foreseeable (RFC 6455, 10.3): the hasher is keyed with the system's randomness.
-        (self.role == Role::Client).then(|| (RandomState::new().hash_one(()) as u32).to_ne_bytes())
+        (self.role == Role::Client).then(fresh_key)
     }
 
     /// Takes apart what was read. The payload is moved to the front of `bytes`; returns how much there is.

@@ -22,6 +22,7 @@ use tokio_tungstenite::{
 };
 
 use super::*;
+use crate::websocket::Pipe;
 
 type Client = WebSocketStream<DuplexStream>;
 
@@ -72,6 +73,75 @@ async fn rest(io: &mut DuplexStream) -> Vec<u8> {
 /// Bytes of which each tells where it stands.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+}
+
+#[test]
+fn only_the_tunnel_of_port_forward_in_the_first_line_is_served() {
+    let offered = |lines: &[&str]| {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(http::header::SEC_WEBSOCKET_PROTOCOL, line.parse().unwrap());
+        }
+        is_offered(&headers)
+    };
+    assert!(offered(&[TUNNEL]) && offered(&["v4.channel.k8s.io, SPDY/3.1+portforward.k8s.io"]));
+    assert!(!offered(&[]) && !offered(&["portforward.k8s.io"]) && !offered(&["SPDY/3.1+v9.k8s.io"]));
+    assert!(!offered(&["v4.channel.k8s.io", TUNNEL]));
+    assert_eq!(websocket_name(&HeaderValue::from_static(PROTOCOL)), TUNNEL);
+}
+
+/// SPDY on a pipe at both ends, and the tunnel in between: as where API server and kubelet both tunnel.
+#[tokio::test(start_paused = true)]
+async fn spdy_streams_go_through_the_tunnel_and_are_served_on_a_pipe() {
+    use crate::spdy::{Config, client, server};
+    for through_the_relay in [false, true] {
+        let (near, far) = duplex(10_000);
+        let near = Pipe::new(near, Role::Client, Limits::default());
+        let (handle, connection) = client(near, Config::new());
+        let client = tokio::spawn(connection);
+        let serve = |mut incoming: crate::spdy::Incoming| async move {
+            let mut stream = incoming.accept().await.expect("a stream");
+            stream.reply();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+            while incoming.accept().await.is_some() {}
+        };
+        let mut session = None;
+        let (server, echo) = if through_the_relay {
+            let (upstream, theirs) = duplex(10_000);
+            session = Some(tokio::spawn(relay(far, theirs, CancellationToken::new())));
+            let (incoming, _, connection) = server(upstream, Config::new());
+            (tokio::spawn(connection), tokio::spawn(serve(incoming)))
+        } else {
+            let (incoming, _, connection) = server(Pipe::new(far, Role::Server, Limits::default()), Config::new());
+            (tokio::spawn(connection), tokio::spawn(serve(incoming)))
+        };
+        let stream = handle.open(&[("streamtype", "data")]).await.unwrap();
+        let (mut read, mut write) = tokio::io::split(stream);
+        let expected = pattern(1_000_000);
+        let writing = async {
+            write.write_all(&expected).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let reading = async {
+            let mut bytes = Vec::new();
+            read.read_to_end(&mut bytes).await.unwrap();
+            bytes
+        };
+        assert!(tokio::join!(writing, reading).1 == expected);
+        drop((read, write));
+        let before = Instant::now();
+        handle.close();
+        client.await.unwrap().unwrap();
+        server.await.unwrap().unwrap();
+        echo.await.unwrap();
+        if let Some(session) = session {
+            assert_eq!(session.await.unwrap().end, End::Carried);
+        }
+        assert!(before.elapsed() < Duration::from_secs(1), "{:?}: nobody waited for a limit", before.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
