@@ -7,10 +7,11 @@ use std::{
 };
 
 use tower_kube_streaming::{
+    port_forward,
     spdy::{
         StreamId,
         codec::{self, HeaderMode},
-        frame::{HeaderEncoder, data_head},
+        frame::{HeaderEncoder, data_head, ping},
     },
     websocket::{
         self, ControlFrame, Head, Opcode, Payload, Role,
@@ -40,6 +41,10 @@ pub(crate) enum Carrier {
     V5,
     /// `v4.channel.k8s.io` over SPDY.
     Spdy,
+    /// `portforward.k8s.io` over SPDY: the command is a line to a port.
+    Forward,
+    /// The same inside WebSocket messages.
+    Tunnel,
 }
 
 /// Whose path is asked for.
@@ -74,7 +79,17 @@ pub(crate) struct Session {
 enum Wire {
     Raw,
     V5(Box<(websocket::Decoder, Demux)>),
-    Spdy { decoder: Box<codec::Decoder>, unreplied: usize },
+    Spdy(Box<Spdy>),
+}
+
+/// SPDY, bare or in a tunnel.
+#[derive(Debug)]
+struct Spdy {
+    decoder: codec::Decoder,
+    unreplied: usize,
+    /// Streams are a pair of port-forward.
+    forward: bool,
+    tunnel: Option<websocket::Decoder>,
 }
 
 impl To {
@@ -88,25 +103,36 @@ impl To {
         match self.carrier {
             Carrier::Raw => writeln!(tcp, "{}", command.join(" "))?,
             Carrier::V5 => {
-                let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n";
-                write!(tcp, "GET {} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}\r\n", self.path(command, stdin))?;
-                read_head(tcp)?;
-                let decoder = websocket::Decoder::new(Role::Client, websocket::Limits::default());
-                session.wire = Wire::V5(Box::new((decoder, Demux::new(Encoding::Binary, true))));
+                upgrade_websocket(tcp, &self.exec_path(command, stdin), "v5.channel.k8s.io")?;
+                session.wire = Wire::V5(Box::new((decoder(), Demux::new(Encoding::Binary, true))));
             }
             Carrier::Spdy => {
-                let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\
-                     X-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-                write!(tcp, "POST {} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}\r\n", self.path(command, stdin))?;
-                read_head(tcp)?;
-                session.open_streams(stdin)?;
+                upgrade_spdy(tcp, &self.exec_path(command, stdin), "v4.channel.k8s.io")?;
+                let names: &[&str] = if stdin { &["error", "stdin", "stdout"] } else { &["error", "stdout"] };
+                session.open_streams(names, false, None)?;
+            }
+            Carrier::Forward => {
+                upgrade_spdy(tcp, self.forward_path(), port_forward::PROTOCOL)?;
+                session.open_streams(&["error", "data"], true, None)?;
+                session.command(command, stdin)?;
+            }
+            Carrier::Tunnel => {
+                upgrade_websocket(tcp, self.forward_path(), port_forward::TUNNEL)?;
+                session.open_streams(&["error", "data"], true, Some(decoder()))?;
+                session.command(command, stdin)?;
             }
         }
         Ok(session)
     }
 
-    fn path(self, command: &[&str], stdin: bool) -> String {
+    fn forward_path(self) -> &'static str {
+        match self.dialect {
+            Dialect::ApiServer => "/api/v1/namespaces/default/pods/bench/portforward",
+            Dialect::Kubelet => "/portForward/default/bench",
+        }
+    }
+
+    fn exec_path(self, command: &[&str], stdin: bool) -> String {
         let words: String = command.iter().map(|word| format!("command={word}&")).collect();
         match self.dialect {
             Dialect::ApiServer => {
@@ -115,6 +141,23 @@ impl To {
             Dialect::Kubelet => format!("/exec/default/bench/c?{words}input={}&output=1", u8::from(stdin)),
         }
     }
+}
+
+fn upgrade_websocket(tcp: &mut TcpStream, path: &str, protocol: &str) -> Result<()> {
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: ";
+    write!(tcp, "GET {path} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}{protocol}\r\n\r\n")?;
+    read_head(tcp)
+}
+
+fn upgrade_spdy(tcp: &mut TcpStream, path: &str, protocol: &str) -> Result<()> {
+    let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\nX-Stream-Protocol-Version: ";
+    write!(tcp, "POST {path} HTTP/1.1\r\nHost: bench\r\n{AGENT}\r\n{upgrade}{protocol}\r\n\r\n")?;
+    read_head(tcp)
+}
+
+fn decoder() -> websocket::Decoder {
+    websocket::Decoder::new(Role::Client, websocket::Limits::default())
 }
 
 /// Up to its end and no further: frames may follow at once.
@@ -148,21 +191,38 @@ fn stream(index: u32) -> StreamId {
 const ERROR_STREAM: u32 = 0;
 
 impl Session {
-    fn open_streams(&mut self, stdin: bool) -> Result<()> {
-        let names: &[&str] = if stdin { &["error", "stdin", "stdout"] } else { &["error", "stdout"] };
+    fn open_streams(&mut self, names: &[&str], forward: bool, tunnel: Option<websocket::Decoder>) -> Result<()> {
         let mut encoder = HeaderEncoder::new();
         let mut frames = Vec::new();
         for (index, name) in (0..).zip(names) {
-            encoder.syn_stream(stream(index), &[("streamtype", name)], false, &mut frames);
+            let all = [("streamtype", *name), ("port", "1"), ("requestid", "0")];
+            let headers = if forward { &all[..] } else { &all[..1] };
+            encoder.syn_stream(stream(index), headers, false, &mut frames);
         }
-        self.tcp.write_all(&frames)?;
-        let decoder = Box::new(codec::Decoder::new(codec::Limits::default(), HeaderMode::Skip));
-        self.wire = Wire::Spdy { decoder, unreplied: names.len() };
+        let decoder = codec::Decoder::new(codec::Limits::default(), HeaderMode::Skip);
+        self.wire = Wire::Spdy(Box::new(Spdy { decoder, unreplied: names.len(), forward, tunnel }));
+        self.send(&self.wrapped(frames))?;
         self.open = 2;
-        while matches!(self.wire, Wire::Spdy { unreplied: 1.., .. }) {
+        while matches!(&self.wire, Wire::Spdy(spdy) if spdy.unreplied > 0) {
             self.early += self.receive()?;
         }
         Ok(())
+    }
+
+    /// Asks what listens at the port for its work. client-go has ended its half of the error stream by then.
+    fn command(&mut self, command: &[&str], stdin: bool) -> Result<()> {
+        let end = data_head(stream(ERROR_STREAM), 0, true).to_vec();
+        self.send(&self.wrapped(end))?;
+        self.send(&self.message(format!("{}\n", command.join(" ")).as_bytes()))?;
+        if stdin { Ok(()) } else { self.finish_stdin() }
+    }
+
+    /// SPDY bytes as they are sent.
+    fn wrapped(&self, bytes: Vec<u8>) -> Vec<u8> {
+        match &self.wire {
+            Wire::Spdy(spdy) if spdy.tunnel.is_some() => masked(&[&bytes]),
+            _ => bytes,
+        }
     }
 
     /// The bytes that carry `payload` to stdin.
@@ -170,7 +230,11 @@ impl Session {
         match self.wire {
             Wire::Raw => payload.to_vec(),
             Wire::V5(_) => masked(&[&[STDIN], payload]),
-            Wire::Spdy { .. } => [&data_head(stream(1), payload.len(), false), payload].concat(),
+            Wire::Spdy(_) => {
+                let head = data_head(stream(1), payload.len(), false);
+                // Go writes a frame field by field, and each becomes a message.
+                [&head[..4], &head[4..], payload].map(|field| self.wrapped(field.to_vec())).concat()
+            }
         }
     }
 
@@ -183,15 +247,16 @@ impl Session {
         match self.wire {
             Wire::Raw => Ok(self.tcp.shutdown(Shutdown::Write)?),
             Wire::V5(_) => self.send(&masked(&[&[CLOSE_SIGNAL, STDIN]])),
-            Wire::Spdy { .. } => self.send(&data_head(stream(1), 0, true)),
+            Wire::Spdy(_) => self.send(&self.wrapped(data_head(stream(1), 0, true).to_vec())),
         }
     }
 
-    /// A Ping, as kubectl sends one every five seconds.
+    /// A Ping, as kubectl sends them.
     pub(crate) fn ping(&mut self) -> Result<()> {
-        match self.wire {
+        match &self.wire {
             Wire::V5(_) => self.send(&ControlFrame::ping(&Payload::default(), Some(MASK))),
-            Wire::Raw | Wire::Spdy { .. } => Ok(()),
+            Wire::Spdy(spdy) if spdy.forward => self.send(&self.wrapped(ping(1).to_vec())),
+            Wire::Raw | Wire::Spdy(_) => Ok(()),
         }
     }
 
@@ -247,28 +312,29 @@ impl Session {
                     at += step.consumed;
                 }
             }
-            Wire::Spdy { decoder, unreplied } => {
-                let mut at = 0;
-                loop {
-                    let step = decoder.step(&buf[at..read])?;
-                    match step.event {
-                        codec::Event::NeedMore => break,
-                        codec::Event::Data { stream: id, range, fin } => {
-                            if id == stream(ERROR_STREAM) {
-                                status.extend_from_slice(&buf[at..][range]);
-                            } else {
-                                stdout += range.len() as u64;
+            Wire::Spdy(spdy) => {
+                let Spdy { decoder, unreplied, tunnel, .. } = &mut **spdy;
+                let mut streams = Streams { decoder, unreplied, status, open, pings: Vec::new() };
+                if let Some(tunnel) = tunnel {
+                    let mut at = 0;
+                    while at < read {
+                        let step = tunnel.step(&mut buf[at..read])?;
+                        match step.event {
+                            Some(websocket::Event::Data(data)) => stdout += streams.take(&buf[at..][data.range])?,
+                            Some(websocket::Event::Ping(payload)) => {
+                                reply.extend_from_slice(&ControlFrame::pong(&payload, Some(MASK)));
                             }
-                            *open -= usize::from(fin);
+                            Some(websocket::Event::Close(_)) => return Err("the tunnel ended before the pair".into()),
+                            Some(websocket::Event::Pong(_)) | None => {}
                         }
-                        codec::Event::SynReply { .. } => *unreplied -= 1,
-                        codec::Event::Ping(id) if id % 2 == 0 => {
-                            reply.extend_from_slice(&tower_kube_streaming::spdy::frame::ping(id));
-                        }
-                        // Resets and GOAWAY come at the end, or else the connection ends before its streams.
-                        _ => {}
+                        at += step.consumed;
                     }
-                    at += step.consumed;
+                    if !streams.pings.is_empty() {
+                        reply.extend_from_slice(&masked(&[&streams.pings]));
+                    }
+                } else {
+                    stdout = streams.take(&buf[..read])?;
+                    reply = streams.pings;
                 }
             }
         }
@@ -285,10 +351,51 @@ impl Session {
             stdout += self.receive()?;
         }
         let status = String::from_utf8_lossy(&self.status);
-        if !matches!(self.wire, Wire::Raw) && !status.contains("Success") {
+        let success = match &self.wire {
+            Wire::Raw => true,
+            Wire::Spdy(spdy) if spdy.forward => status.is_empty(),
+            Wire::V5(_) | Wire::Spdy(_) => status.contains("Success"),
+        };
+        if !success {
             return Err(format!("the command failed: {status:?}").into());
         }
         Ok(stdout)
+    }
+}
+
+/// What SPDY bytes change.
+struct Streams<'a> {
+    decoder: &'a mut codec::Decoder,
+    unreplied: &'a mut usize,
+    status: &'a mut Vec<u8>,
+    open: &'a mut usize,
+    /// Echoes that are owed.
+    pings: Vec<u8>,
+}
+
+impl Streams<'_> {
+    /// Takes what was read. Returns how many bytes of stdout there were.
+    fn take(&mut self, bytes: &[u8]) -> Result<u64> {
+        let (mut at, mut stdout) = (0, 0);
+        loop {
+            let step = self.decoder.step(&bytes[at..])?;
+            match step.event {
+                codec::Event::NeedMore => return Ok(stdout),
+                codec::Event::Data { stream: id, range, fin } => {
+                    if id == stream(ERROR_STREAM) {
+                        self.status.extend_from_slice(&bytes[at..][range]);
+                    } else {
+                        stdout += range.len() as u64;
+                    }
+                    *self.open -= usize::from(fin);
+                }
+                codec::Event::SynReply { .. } => *self.unreplied -= 1,
+                codec::Event::Ping(id) if id % 2 == 0 => self.pings.extend_from_slice(&ping(id)),
+                // Resets and GOAWAY come at the end, or else the connection ends before its streams.
+                _ => {}
+            }
+            at += step.consumed;
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use hyper_util::{
 };
 use tokio::{
     io::{
-        AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy_bidirectional_with_sizes,
+        AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream,
+        copy_bidirectional_with_sizes, duplex, split,
     },
     net::{TcpListener, TcpStream},
 };
@@ -17,8 +18,9 @@ use tower::Service;
 use tower_kube_streaming::{
     BoxError,
     layers::{Hop, danger::PermitAllLayer},
+    port_forward::Dial,
     remote_command::{Exit, Stdio},
-    runtime::{Loopback, Runtime, Session},
+    runtime::{Runtime, Session},
     services::{ApiServer, Kubelet, StreamingServer, TcpConnect, UpgradeProxy},
     upgrade::{Refusal, Sessions, Target},
 };
@@ -45,7 +47,8 @@ pub(crate) fn proxy(listen: SocketAddr, to: String, speaks_websocket: bool) -> R
 }
 
 pub(crate) fn runtime(listen: SocketAddr) -> Result<()> {
-    http(listen, Kubelet::new(Sessions::new(), PermitAllLayer, StreamingServer::new(Commands).offer_v5()))
+    let server = StreamingServer::new(Commands).offer_v5().offer_tunnel();
+    http(listen, Kubelet::new(Sessions::new(), PermitAllLayer, server))
 }
 
 /// Serves upgrades as the example does, without TLS.
@@ -73,12 +76,17 @@ where
 pub(crate) fn raw_runtime(listen: SocketAddr) -> Result<()> {
     serve(listen, |mut tcp| async move {
         let (read, write) = tcp.split();
-        let mut read = BufReader::with_capacity(PIECE, read);
-        let mut line = String::new();
-        read.read_line(&mut line).await?;
-        let command = line.split_whitespace().map(str::to_owned).collect();
-        perform(&Command(command), read, write).await
+        commanded(read, write).await
     })
+}
+
+/// Performs what a first line asks for.
+async fn commanded<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(read: I, write: O) -> Result<()> {
+    let mut read = BufReader::with_capacity(PIECE, read);
+    let mut line = String::new();
+    read.read_line(&mut line).await?;
+    let command = line.split_whitespace().map(str::to_owned).collect();
+    perform(&Command(command), read, write).await
 }
 
 fn serve<F, Fut>(listen: SocketAddr, handle: F) -> Result<()>
@@ -106,14 +114,28 @@ struct Command(Vec<String>);
 
 impl Runtime for Commands {
     type Session = Command;
-    type Forward = Loopback;
+    type Forward = Port;
 
     async fn open(&self, target: &Target) -> Result<Command, Refusal> {
         Ok(Command(target.options.command.clone()))
     }
 
-    async fn port_forward(&self, _: &Target) -> Result<Loopback, Refusal> {
-        Ok(Loopback::default())
+    async fn port_forward(&self, _: &Target) -> Result<Port, Refusal> {
+        Ok(Port)
+    }
+}
+
+/// Behind every port the commands listen, without a socket.
+struct Port;
+
+impl Dial for Port {
+    type Connection = DuplexStream;
+
+    async fn dial(&self, _: u16) -> Result<DuplexStream, BoxError> {
+        let (near, far) = duplex(8 * PIECE);
+        let (read, write) = split(far);
+        tokio::spawn(async move { drop(commanded(read, write).await) });
+        Ok(near)
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) struct Flags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Group {
     Moving,
+    Forwarding,
     Echoing,
     ShortExecs,
     Idling,
@@ -70,6 +71,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         if flags.only.is_empty() || flags.only.contains(group) {
             match group {
                 Group::Moving => moving(&peers, amounts, &mut rows)?,
+                Group::Forwarding => forwarding(&peers, amounts, &mut rows)?,
                 Group::Echoing => echoing(&peers, amounts, &mut rows)?,
                 Group::ShortExecs => short_execs(&peers, amounts, &mut rows)?,
                 Group::Idling => idling(&peers, amounts, &mut rows)?,
@@ -139,6 +141,18 @@ impl Peers {
     fn passed_v5(&self) -> Way<'_> {
         Way::new(&self.passing, Dialect::ApiServer, Carrier::V5)
     }
+
+    fn tunnelled(&self) -> Way<'_> {
+        Way::new(&self.translating, Dialect::ApiServer, Carrier::Tunnel)
+    }
+
+    fn passed_forward(&self) -> Way<'_> {
+        Way::new(&self.translating, Dialect::ApiServer, Carrier::Forward)
+    }
+
+    fn passed_tunnel(&self) -> Way<'_> {
+        Way::new(&self.passing, Dialect::ApiServer, Carrier::Tunnel)
+    }
 }
 
 fn translating(runtime: &Peer) -> Result<Peer> {
@@ -203,10 +217,9 @@ struct Transfer {
     speed: f64,
 }
 
-fn moving(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
-    let ways = [peers.relayed(), peers.relayed_spdy(), peers.translated(), peers.passed_spdy(), peers.passed_v5()];
-    // By direction, then by way, then by round.
-    let mut done = [const { [const { Vec::<Transfer>::new() }; 5] }; 2];
+/// What each way took in each round, first outward, then inward.
+fn take_turns<const N: usize>(ways: [Way<'_>; N], amounts: Amounts) -> Result<[[Vec<Transfer>; N]; 2]> {
+    let mut done = [const { [const { Vec::new() }; N] }; 2];
     for round in 0..=amounts.rounds {
         for (direction, done) in [Direction::Out, Direction::In].into_iter().zip(&mut done) {
             for (way, done) in ways.iter().zip(done) {
@@ -218,39 +231,84 @@ fn moving(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
             }
         }
     }
-    let [outward, inward] = &done;
-    let cpu = |work, of: &[Transfer], relay: &[Transfer], go, limit| Row {
+    Ok(done)
+}
+
+fn cpu(work: &'static str, of: &[Transfer], relay: &[Transfer], go: &'static str, limit: Limit) -> Row {
+    Row {
         work,
         unit: Unit::Times,
         ours: ratio(of, relay, |transfer| transfer.cpu),
         measured: format!("{:.2} s, relay {:.2} s", middle(of, |t| t.cpu), middle(relay, |t| t.cpu)),
         go,
         limit,
-    };
-    let speed = |work, of: &[Transfer], relay: &[Transfer], go, limit| Row {
+    }
+}
+
+fn speed(work: &'static str, of: &[Transfer], relay: &[Transfer], go: &'static str, limit: Limit) -> Row {
+    Row {
         work,
         unit: Unit::Times,
         ours: ratio(of, relay, |transfer| transfer.speed),
         measured: format!("{:.0} of {:.0} MiB/s", middle(of, |t| t.speed), middle(relay, |t| t.speed)),
         go,
         limit,
-    };
+    }
+}
+
+/// What is carried unread.
+const PASSED: Limit = Limit::AtMost(1.15, 0.45);
+
+fn moving(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
+    let ways = [peers.relayed(), peers.relayed_spdy(), peers.translated(), peers.passed_spdy(), peers.passed_v5()];
+    let [outward, inward] = &take_turns(ways, amounts)?;
     let [relay, relayed, translated, spdy, v5] = outward;
     let [relay_in, relayed_in, translated_in, spdy_in, v5_in] = inward;
-    let passed = Limit::AtMost(1.15, 0.45);
     rows.extend([
         cpu("exec out, translated: CPU per GiB", translated, relay, "3.8 x", Limit::AtMost(1.5, 1.15)),
         cpu("exec in, translated: CPU per GiB", translated_in, relay_in, "8.5 x", Limit::AtMost(1.6, 1.25)),
-        cpu("SPDY passed through, out: CPU per GiB", spdy, relay, "0.41 x", passed),
-        cpu("SPDY passed through, in: CPU per GiB", spdy_in, relay_in, "0.41 x", passed),
-        cpu("WebSocket passed through, out: CPU per GiB", v5, relay, "0.41 x", passed),
-        cpu("WebSocket passed through, in: CPU per GiB", v5_in, relay_in, "0.41 x", passed),
+        cpu("SPDY passed through, out: CPU per GiB", spdy, relay, "0.41 x", PASSED),
+        cpu("SPDY passed through, in: CPU per GiB", spdy_in, relay_in, "0.41 x", PASSED),
+        cpu("WebSocket passed through, out: CPU per GiB", v5, relay, "0.41 x", PASSED),
+        cpu("WebSocket passed through, in: CPU per GiB", v5_in, relay_in, "0.41 x", PASSED),
         speed("throughput, translated, out", translated, relay, "0.35 x", Limit::AtLeast(0.7, 0.9)),
         speed("throughput, translated, in", translated_in, relay_in, "0.15 x", Limit::AtLeast(0.7, 0.9)),
         speed("the same against a relay before the same runtime, out", translated, relayed, "", Limit::None),
         speed("the same against a relay before the same runtime, in", translated_in, relayed_in, "", Limit::None),
         speed("WebSocket against SPDY, both through the proxy: throughput out", translated, spdy, "–", KEP_SPEED),
         speed("WebSocket against SPDY, both through the proxy: throughput in", translated_in, spdy_in, "–", KEP_SPEED),
+    ]);
+    Ok(())
+}
+
+fn forwarding(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
+    let ways = [peers.relayed(), peers.tunnelled(), peers.passed_forward(), peers.passed_tunnel()];
+    let [[relay, tunnelled, spdy, websocket], [relay_in, tunnelled_in, spdy_in, websocket_in]] =
+        &take_turns(ways, amounts)?;
+    let limit = Limit::AtMost(1.3, 1.1);
+    rows.extend([
+        cpu("port-forward tunnelled, out: CPU per GiB", tunnelled, relay, "1.3 x", limit),
+        cpu("port-forward tunnelled, in: CPU per GiB", tunnelled_in, relay_in, "1.8 x", limit),
+        cpu("port-forward, SPDY passed through, out: CPU per GiB", spdy, relay, "0.41 x", PASSED),
+        cpu("port-forward, SPDY passed through, in: CPU per GiB", spdy_in, relay_in, "0.41 x", PASSED),
+        cpu("port-forward, WebSocket passed through, out: CPU per GiB", websocket, relay, "0.41 x", PASSED),
+        cpu("port-forward, WebSocket passed through, in: CPU per GiB", websocket_in, relay_in, "0.41 x", PASSED),
+        speed("throughput, port-forward tunnelled, out", tunnelled, relay, "", Limit::None),
+        speed("throughput, port-forward tunnelled, in", tunnelled_in, relay_in, "", Limit::None),
+        speed(
+            "port-forward tunnelled against SPDY, both through the proxy: throughput out",
+            tunnelled,
+            spdy,
+            "–",
+            KEP_SPEED,
+        ),
+        speed(
+            "port-forward tunnelled against SPDY, both through the proxy: throughput in",
+            tunnelled_in,
+            spdy_in,
+            "–",
+            KEP_SPEED,
+        ),
     ]);
     Ok(())
 }
@@ -379,21 +437,18 @@ fn short_execs(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<(
 }
 
 fn idling(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
-    // Memory that a process has had once it keeps: each figure has a process of its own.
-    let (translating, spdy_passing, v5_passing) =
-        (translating(&peers.runtime)?, translating(&peers.runtime)?, passing(&peers.runtime)?);
-    let ways = [
-        ("one idle session, translated: RSS", &translating, Carrier::V5, "707 kB", Limit::AtMost(32.0, 12.0)),
-        ("one idle session, SPDY passed through: RSS", &spdy_passing, Carrier::Spdy, "39 kB", Limit::AtMost(16.0, 8.0)),
-        (
-            "one idle session, WebSocket passed through: RSS",
-            &v5_passing,
-            Carrier::V5,
-            "39 kB",
-            Limit::AtMost(16.0, 8.0),
-        ),
+    let limit = Limit::AtMost(16.0, 8.0);
+    let rows_of = [
+        ("one idle session, translated: RSS", Carrier::V5, false, "707 kB", Limit::AtMost(32.0, 12.0)),
+        ("one idle session, SPDY passed through: RSS", Carrier::Spdy, false, "39 kB", limit),
+        ("one idle session, WebSocket passed through: RSS", Carrier::V5, true, "39 kB", limit),
+        ("one idle port-forward, tunnelled: RSS", Carrier::Tunnel, false, "55 kB", limit),
+        ("one idle port-forward, SPDY passed through: RSS", Carrier::Forward, false, "39 kB", limit),
+        ("one idle port-forward, WebSocket passed through: RSS", Carrier::Tunnel, true, "39 kB", limit),
     ];
-    for (work, peer, carrier, go, limit) in ways {
+    for (work, carrier, passes_websocket, go, limit) in rows_of {
+        // Memory that a process has had once it keeps: each figure has a process of its own.
+        let peer = &if passes_websocket { passing(&peers.runtime)? } else { translating(&peers.runtime)? };
         let way = Way::new(peer, Dialect::ApiServer, carrier);
         for _ in 0..20 {
             way.to.exec(&["true"], false)?.finish()?;
@@ -415,7 +470,7 @@ fn idling(peers: &Peers, amounts: Amounts, rows: &mut Vec<Row>) -> Result<()> {
             go,
             limit,
         });
-        if std::ptr::eq(peer, &translating) {
+        if carrier == Carrier::V5 && !passes_websocket {
             let (cpu, started) = (peer.cpu()?, Instant::now());
             keep_idle(&mut sessions, amounts.idle)?;
             rows.push(Row {

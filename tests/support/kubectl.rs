@@ -16,15 +16,18 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Outcome, count, hex, lab::Lab, skip};
+use super::{Outcome, Scratch, count, hex, lab::Lab, skip};
 
 const EXEC: &str = "KUBECTL_REMOTE_COMMAND_WEBSOCKETS";
 const PORT_FORWARD: &str = "KUBECTL_PORT_FORWARD_WEBSOCKETS";
 
 type Env = &'static [(&'static str, &'static str)];
 
-/// Each client of the matrix: version, environment, and whether it asks for WebSocket first.
-const MATRIX: &[(&str, Env, bool)] = &[
+/// Clients: version, environment, and whether it asks for WebSocket first.
+type Matrix = &'static [(&'static str, Env, bool)];
+
+/// Who runs exec, attach and cp.
+const MATRIX: Matrix = &[
     ("1.20", &[], false),
     ("1.28", &[], false),
     ("1.29", &[], false),
@@ -37,11 +40,24 @@ const MATRIX: &[(&str, Env, bool)] = &[
     ("1.37", &[], true),
 ];
 
+/// Who forwards ports.
+const FORWARDERS: Matrix = &[
+    ("1.20", &[], false),
+    ("1.28", &[], false),
+    ("1.30", &[], false),
+    ("1.30", &[(PORT_FORWARD, "true")], true),
+    ("1.31", &[], true),
+    ("1.33", &[], true),
+    ("1.36", &[], true),
+    ("1.37", &[(PORT_FORWARD, "false")], false),
+    ("1.37", &[], true),
+];
+
 /// A kubectl of one version, in one environment.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub version: &'static str,
-    /// Whether it asks for WebSocket v5 first; else it speaks SPDY.
+    /// Whether it asks for WebSocket first, v5 or the tunnel; else it speaks SPDY.
     pub websocket: bool,
     env: Env,
     binary: PathBuf,
@@ -53,14 +69,23 @@ impl fmt::Display for Client {
     }
 }
 
-/// The clients to test with.
+/// The clients to test exec, attach and cp with.
 ///
 /// `KUBECTL_VERSIONS` says which: unset the newest that is there, `all`, or a list such as `1.28,1.37`. The binaries are
 /// those that `scripts/kubectls` fetches; one that is missing is skipped, or fails under `REQUIRE_REAL=1`.
 pub fn clients() -> Vec<Client> {
+    choose(MATRIX)
+}
+
+/// The clients to test port-forward with, chosen as [`clients`] are.
+pub fn forwarders() -> Vec<Client> {
+    choose(FORWARDERS)
+}
+
+fn choose(matrix: Matrix) -> Vec<Client> {
     let dir = directory();
     let asked = env::var("KUBECTL_VERSIONS").unwrap_or_default();
-    let mut clients: Vec<Client> = MATRIX
+    let mut clients: Vec<Client> = matrix
         .iter()
         .filter(|(version, ..)| {
             asked.is_empty() || asked == "all" || asked.split(',').any(|asked| asked.trim() == *version)
@@ -89,9 +114,18 @@ pub fn clients() -> Vec<Client> {
     clients
 }
 
-/// The kubectl of one version that speaks WebSocket or SPDY. `None`: it is not there, which is a SKIP.
+/// The kubectl of one version that execs over WebSocket or SPDY. `None`: it is not there, which is a SKIP.
 pub fn client(version: &str, websocket: bool) -> Option<Client> {
-    let (version, env, websocket) = *MATRIX.iter().find(|(of, _, speaks)| *of == version && *speaks == websocket)?;
+    one_of(MATRIX, version, websocket)
+}
+
+/// The kubectl of one version that forwards over WebSocket or SPDY. `None`: it is not there, which is a SKIP.
+pub fn forwarder(version: &str, websocket: bool) -> Option<Client> {
+    one_of(FORWARDERS, version, websocket)
+}
+
+fn one_of(matrix: Matrix, version: &str, websocket: bool) -> Option<Client> {
+    let (version, env, websocket) = *matrix.iter().find(|(of, _, speaks)| *of == version && *speaks == websocket)?;
     let client = Client { version, websocket, env, binary: directory().join(format!("kubectl-{version}")) };
     if client.binary.exists() {
         return Some(client);
@@ -139,34 +173,41 @@ pub struct Run<'a> {
     pub client: &'a Client,
 }
 
-impl Run<'_> {
-    /// The command, ready to be started, with a HOME of its own: kubectl caches discovery there.
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.client.binary);
+impl Client {
+    /// The command, ready to be started, with a HOME of its own in `scratch`: kubectl caches discovery there.
+    pub fn command(&self, kubeconfig: &Path, scratch: &Scratch, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
         // What it calls itself to the server.
         command.arg0("kubectl");
-        command.envs(self.env());
-        command.arg("--kubeconfig").arg(&self.lab.kubeconfig).args(args);
+        command.envs(self.env(scratch));
+        command.arg("--kubeconfig").arg(kubeconfig).args(args);
         command.kill_on_drop(true);
         command
+    }
+
+    fn env(&self, scratch: &Scratch) -> Vec<(&'static str, String)> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let home = scratch.dir(&format!("home-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let none = [EXEC, PORT_FORWARD, "KUBECONFIG"].map(|name| (name, String::new()));
+        let own = self.env.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        none.into_iter().chain(own).chain([("HOME", home.to_string_lossy().into_owned())]).collect()
+    }
+}
+
+impl Run<'_> {
+    /// The command, ready to be started.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.client.command(&self.lab.kubeconfig, &self.lab.scratch, args)
     }
 
     /// As [`command`](Self::command), on a terminal that becomes its controlling one.
     pub fn command_on(&self, terminal: &OwnedFd, args: &[&str]) -> Outcome<Command> {
         let stdio = || terminal.try_clone().map(Stdio::from).map_err(|error| error.to_string());
         let mut command = Command::new("setsid");
-        command.envs(self.env());
+        command.envs(self.client.env(&self.lab.scratch));
         command.arg("--ctty").arg(&self.client.binary).arg("--kubeconfig").arg(&self.lab.kubeconfig).args(args);
         command.stdin(stdio()?).stdout(stdio()?).stderr(stdio()?).kill_on_drop(true);
         Ok(command)
-    }
-
-    fn env(&self) -> Vec<(&'static str, String)> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let home = self.lab.scratch.dir(&format!("home-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let none = [EXEC, PORT_FORWARD, "KUBECONFIG"].map(|name| (name, String::new()));
-        let own = self.client.env.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        none.into_iter().chain(own).chain([("HOME", home.to_string_lossy().into_owned())]).collect()
     }
 
     /// Runs kubectl to its end, without stdin.

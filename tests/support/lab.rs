@@ -43,6 +43,11 @@ pub struct Lab {
 
 impl Lab {
     pub async fn start(topology: Topology) -> Outcome<Self> {
+        Self::start_with(topology, &[]).await
+    }
+
+    /// With flags for the kubelet, if it is a process of its own.
+    pub async fn start_with(topology: Topology, kubelet_flags: &[&str]) -> Outcome<Self> {
         let scratch = Scratch::new("lab");
         let data = scratch.dir("data");
         let (apiserver, kubelet) = match topology {
@@ -56,7 +61,7 @@ impl Lab {
                 first.ready().await?;
                 let status = first.stop().await?;
                 ensure!(status.success(), "an idle apiserver ended with {status} on SIGTERM");
-                let kubelet = kubelet(&data)?;
+                let kubelet = kubelet(&data, kubelet_flags)?;
                 kubelet.ready().await?;
                 let said = kubelet.stdout.text();
                 let port = port_in(&said).ok_or_else(|| format!("kubelet's stdout names no port:\n{said}"))?;
@@ -71,7 +76,7 @@ impl Lab {
 
     /// The API server's log lines of sessions that have ended.
     pub fn sessions(&self) -> Vec<Session> {
-        self.apiserver.stderr.text().lines().filter(|line| line.contains("session ended")).map(Session::new).collect()
+        sessions_in(&self.apiserver.stderr.text())
     }
 
     /// What the processes have logged, for a failure's report.
@@ -98,6 +103,11 @@ impl Lab {
 /// A session's line in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session(String);
+
+/// The sessions that have ended, by a log.
+pub fn sessions_in(log: &str) -> Vec<Session> {
+    log.lines().filter(|line| line.contains("session ended")).map(Session::new).collect()
+}
 
 impl Session {
     fn new(line: &str) -> Self {
@@ -128,8 +138,9 @@ fn apiserver(data: &Path, manifest: Option<&Path>) -> Outcome<Process> {
     Process::start("apiserver", &mut command)
 }
 
-fn kubelet(data: &Path) -> Outcome<Process> {
-    Process::start("kubelet", example("kubelet").arg("--listen").arg("127.0.0.1:0").arg("--data-dir").arg(data))
+fn kubelet(data: &Path, flags: &[&str]) -> Outcome<Process> {
+    let mut command = example("kubelet");
+    Process::start("kubelet", command.arg("--listen").arg("127.0.0.1:0").arg("--data-dir").arg(data).args(flags))
 }
 
 /// A built example's command. Log lines are read by tests, so they carry no colours.

@@ -7,16 +7,22 @@
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
 //! | `proc` | what a process holds: memory, descriptors, threads, children |
 //! | `kubectl` | which kubectl binaries there are, and one run of one of them |
+//! | `forward` | a running `kubectl port-forward` |
+//! | `pod` | what listens in the pod: a web server, and servers of bad manners |
+//! | `through` | clients of a forwarded port |
 //! | `terminal` | a program on a real pty |
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod forward;
 pub mod kubectl;
 pub mod lab;
 pub mod plain;
+pub mod pod;
 pub mod proc;
 pub mod process;
 pub mod terminal;
+pub mod through;
 
 use std::{
     env, fs,

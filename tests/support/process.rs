@@ -83,12 +83,28 @@ impl Process {
     }
 
     /// Sends SIGTERM and waits for the exit, which a drain must reach within 30 s.
-    pub async fn stop(mut self) -> Outcome<ExitStatus> {
+    pub async fn stop(self) -> Outcome<ExitStatus> {
         signal(&self.child, Signal::TERM);
+        self.ended().await
+    }
+
+    /// As Ctrl-C in its terminal.
+    pub async fn interrupt(self) -> Outcome<ExitStatus> {
+        signal(&self.child, Signal::INT);
+        self.ended().await
+    }
+
+    /// Waits for an exit that something else has brought about.
+    pub async fn ended(mut self) -> Outcome<ExitStatus> {
         match timeout(Duration::from_secs(35), self.child.wait()).await {
             Ok(status) => status.map_err(|error| format!("{}: {error}", self.name)),
-            Err(_) => Err(format!("{}: still there 35 s after SIGTERM\nstderr:\n{}", self.name, self.stderr.text())),
+            Err(_) => Err(format!("{}: still there after 35 s\nstderr:\n{}", self.name, self.stderr.text())),
         }
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 }
 

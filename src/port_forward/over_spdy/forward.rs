@@ -56,7 +56,16 @@ impl<D: Dial> Forwarding<'_, D> {
         match dialled {
             Ok(connection) => {
                 let mut pump = Pump::new(data, connection, self.traffic);
-                match poll_fn(|cx| pump.poll(cx)).await {
+                let carried = poll_fn(|cx| {
+                    let carried = pump.poll(cx);
+                    if pump.pod_has_ended() {
+                        // No text can follow. kubectl up to 1.31 closes its local side only when it has seen this end,
+                        // and a local client that waits for the close would never end its own direction.
+                        finish(&mut error);
+                    }
+                    carried
+                });
+                match carried.await {
                     Outcome::Finished | Outcome::Aborted => finish(&mut error),
                     Outcome::PodFailed(cause) => {
                         tracing::debug!(request, port, %cause, "the pod's connection failed");

@@ -81,6 +81,11 @@ impl<'a, C: Connection> Pump<'a, C> {
         self.data
     }
 
+    /// Whether the pod's direction came to its end, and the client knows.
+    pub(super) fn pod_has_ended(&self) -> bool {
+        self.down == Down::Finished
+    }
+
     /// Ready once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         match self.try_poll(cx) {

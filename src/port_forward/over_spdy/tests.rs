@@ -272,6 +272,25 @@ async fn the_pod_ends_its_direction_and_the_clients_goes_on() {
     lab.is_empty().await;
 }
 
+/// kubectl up to 1.31 waits for that, and its local client may wait for kubectl to close.
+#[tokio::test(start_paused = true)]
+async fn the_error_stream_ends_with_the_pods_direction() {
+    for errors in BOTH {
+        let mut lab = lab(errors);
+        let (mut pair, mut pod) = lab.pair().await;
+        pod.io.write_all(b"bye").await.unwrap();
+        pod.io.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut pair.data).await.unwrap(), b"bye");
+        assert_eq!(pair.error.text().await.unwrap(), None);
+        pair.data.write_all(b"so long").await.unwrap();
+        pair.data.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut pod.io).await.unwrap(), b"so long");
+        assert!(!pod.was_reset().await);
+        lab.is_empty().await;
+        lab.goes_on().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn kubectl_resets_behind_the_pods_end_and_the_error_stream_still_ends_without_text() {
     for errors in BOTH {
