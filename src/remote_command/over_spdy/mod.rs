@@ -148,22 +148,27 @@ impl Session<'_> {
         };
 
         // Data and FIN before the status, whatever the runtime did with its ends.
-        stdout_end.finish().await;
-        stderr_end.finish().await;
+        let ending = async {
+            stdout_end.finish().await;
+            stderr_end.finish().await;
+            let status = match &ran {
+                Ok(result) => status::encode(version, result),
+                Err((_, why)) => status::encode_failure(version, why),
+            };
+            tell(&mut error, &status).await
+        };
+        // A client that takes nothing of what is left has as long as a quiet session.
+        let told = select! {
+            biased;
+            told = ending => told,
+            () = idle(limit, &count_in, &count_out) => false,
+        };
         let (end, cause) = match ran {
-            Ok(result) => {
-                let told = tell(&mut error, &status::encode(version, &result)).await;
-                match result {
-                    _ if !told => (End::ClientGone, "the client went away before it had the status".into()),
-                    Ok(Exit::Success) => (End::Success, "the command ended".into()),
-                    Ok(Exit::Code(code)) => (End::ExitCode(code), "the command ended".into()),
-                    Err(_) => (End::Error, "the runtime could not run the command".into()),
-                }
-            }
-            Err((end, why)) => {
-                tell(&mut error, &status::encode_failure(version, why)).await;
-                (end, std::borrow::Cow::Borrowed(why))
-            }
+            Ok(_) if !told => (End::ClientGone, "the client went away before it had the status".into()),
+            Ok(Ok(Exit::Success)) => (End::Success, "the command ended".into()),
+            Ok(Ok(Exit::Code(code))) => (End::ExitCode(code), "the command ended".into()),
+            Ok(Err(_)) => (End::Error, "the runtime could not run the command".into()),
+            Err((end, why)) => (end, std::borrow::Cow::Borrowed(why)),
         };
         let mut report = Report::new(end, cause);
         report.bytes_in = count_in.get();

@@ -332,3 +332,33 @@ async fn a_client_that_reads_late_loses_nothing_and_has_its_status_last() {
     assert_eq!(outcome.unwrap(), Outcome::Exited(Exit::Code(3)));
     assert_eq!(report.end, End::ExitCode(3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_take_what_is_left_has_as_long_as_a_quiet_session() {
+    let (near, far) = duplex(4096);
+    let (handle, mut connection) = client(near, Config::new());
+    let limits = LIMITS.idle(Duration::from_secs(600)).dead_after(Duration::MAX);
+    let options = StreamOptions { stdout: true, ..StreamOptions::default() };
+    let (write, ready) = oneshot::channel::<()>();
+    let server = tokio::spawn(async move {
+        serve(far, Version::V4, &options, &limits, CancellationToken::new(), async |mut stdio: Stdio| {
+            let _ = ready.await;
+            // It fits into what a stream takes, so the command ends.
+            stdio.stdout.take().unwrap().write_all(&[b'x'; 20_000]).await?;
+            Ok(Exit::Success)
+        })
+        .await
+    });
+    let streams = async { (open(&handle, "error").await.unwrap(), open(&handle, "stdout").await.unwrap()) };
+    let _streams = tokio::select! {
+        streams = streams => streams,
+        _ = &mut connection => unreachable!("nobody closes it"),
+    };
+    // From here on the client neither reads nor writes.
+    write.send(()).unwrap();
+    let begun = tokio::time::Instant::now();
+    let report = server.await.unwrap();
+    assert_eq!(report.end, End::ClientGone);
+    assert!((600..800).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    drop(connection);
+}
