@@ -83,7 +83,8 @@ impl StreamHeaders {
 /// Go's `strconv.ParseUint(text, 10, 16)`, and not 0.
 fn parse_port(text: &str) -> Result<NonZeroU16, BadHeaders> {
     let bad = |why| BadHeaders::Port { text: text.to_owned(), why };
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    // A known bug for the fuzz target `pair_headers` to find: Rust parses a sign.
+    if !cfg!(planted) && !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(bad("invalid syntax"));
     }
     let port: u16 = text.parse().map_err(|_| bad("value out of range"))?;

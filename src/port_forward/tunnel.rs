@@ -5,7 +5,7 @@
 //!            client                                           upstream
 //!   binary messages, cut anywhere                            SPDY bytes
 //!   ───────────────> websocket::Decoder ──> Outbox ───────────────────>
-//!   <─────────────── Outbox, one message for each read <───────────────
+//!   <─────────────── Outbox, one or two messages for each read <───────────────
 //! ```
 //!
 //! - **Nothing is queued.** Payload is unmasked where it was read and written from there; a side is read only when all
@@ -34,7 +34,7 @@ use super::{PROTOCOL, TUNNEL, messages};
 use crate::{
     upgrade::{
         End, Report, SessionLimits,
-        buffer::{BUFFER, Buffer},
+        buffer::{BUFFER, Buffer, LONGEST_MESSAGE},
         clock::{self, Due},
         side::Side,
     },
@@ -214,7 +214,11 @@ where
                 Poll::Ready(Ok((buffer, read))) if read > 0 => {
                     self.quiet = 0;
                     self.bytes_out += read as u64;
-                    self.client.out.batch().push_with_head(&Head::new(Opcode::Binary, read, None), 0..read);
+                    for start in (0..read).step_by(LONGEST_MESSAGE) {
+                        let message = start..read.min(start + LONGEST_MESSAGE);
+                        let head = Head::new(Opcode::Binary, message.len(), None);
+                        self.client.out.batch().push_with_head(&head, message);
+                    }
                     self.client.out.keep(buffer);
                 }
                 Poll::Ready(Ok(_)) if self.client_ended => self.close(NORMAL, End::Carried, "both sides have ended"),

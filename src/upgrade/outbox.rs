@@ -9,10 +9,13 @@ use std::{
 
 use tokio::io::AsyncWrite;
 
-use super::buffer::{BUFFER, Buffer};
+use super::buffer::{Buffer, LONGEST_MESSAGE};
 
 /// Longest head of a frame of ours: WebSocket's ten bytes and a channel, SPDY's eight.
 const MAX_HEAD: usize = 15;
+
+/// Payload of one frame: with its channel byte it is a message that clients take.
+const MAX_FRAME: usize = LONGEST_MESSAGE - 1;
 
 /// Pieces that one system call writes.
 const SLICES: usize = 64;
@@ -48,6 +51,8 @@ struct Control {
 pub(crate) struct Batch {
     buffer: Option<Buffer>,
     pieces: Vec<Piece>,
+    /// Payload of the last frame.
+    frame: usize,
     /// The piece in flight, and how much of it is written.
     next: usize,
     sent: usize,
@@ -63,11 +68,9 @@ struct Piece {
     opens: bool,
     /// The stream ends behind it.
     fin: bool,
-    start: u16,
-    end: u16,
+    start: u32,
+    end: u32,
 }
-
-const _: () = assert!(BUFFER <= u16::MAX as usize);
 
 impl Control {
     fn rest(&self) -> &[u8] {
@@ -86,27 +89,44 @@ impl Control {
 }
 
 impl Piece {
+    fn payload(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
     fn len(&self) -> usize {
-        usize::from(self.head_len) + usize::from(self.end - self.start)
+        usize::from(self.head_len) + self.payload().len()
     }
 }
 
 impl Batch {
-    /// Adds payload that lies in `buf`: to the frame before, if that is of the same lane and open.
-    pub(crate) fn push(&mut self, buf: &mut [u8], lane: u8, range: Range<usize>, fin: bool) {
-        let mut opens = true;
-        if let Some(last) = self.pieces.last_mut().filter(|last| last.lane == lane && !last.fin) {
+    /// Adds payload that lies in `buf`: to the frame before as far as it has room, if that is of the same lane and open.
+    pub(crate) fn push(&mut self, buf: &mut [u8], lane: u8, mut range: Range<usize>, fin: bool) {
+        loop {
+            let goes_on = self.pieces.last().is_some_and(|last| last.lane == lane && !last.fin);
+            let room = if goes_on { MAX_FRAME - self.frame } else { 0 };
+            let opens = room == 0 && !(goes_on && range.is_empty());
+            let here = range.start..range.end.min(range.start + if opens { MAX_FRAME } else { room });
+            range.start = here.end;
+            self.append(buf, lane, here, fin && range.is_empty(), opens);
+            if range.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, buf: &mut [u8], lane: u8, range: Range<usize>, fin: bool, opens: bool) {
+        self.frame = range.len() + if opens { 0 } else { self.frame };
+        if let Some(last) = self.pieces.last_mut().filter(|_| !opens) {
             last.fin = fin;
-            let end = usize::from(last.end);
+            let end = last.end as usize;
             if range.start == end || range.len() <= MOVED {
                 buf.copy_within(range.clone(), end);
-                last.end += range.len() as u16;
+                last.end += range.len() as u32;
                 return;
             }
             // The frame goes on in a piece of its own; its end is told by the piece that is last.
-            opens = false;
         }
-        let (start, end) = (range.start as u16, range.end as u16);
+        let (start, end) = (range.start as u32, range.end as u32);
         self.pieces.push(Piece { head: [0; MAX_HEAD], head_len: 0, lane, opens, fin, start, end });
     }
 
@@ -123,8 +143,8 @@ impl Batch {
             lane: 0,
             opens: false,
             fin: true,
-            start: range.start as u16,
-            end: range.end as u16,
+            start: range.start as u32,
+            end: range.end as u32,
         };
         piece.head[..head.len()].copy_from_slice(head);
         self.pieces.push(piece);
@@ -136,7 +156,7 @@ impl Batch {
         while at < self.pieces.len() {
             let frame = 1 + self.pieces[at + 1..].iter().take_while(|piece| !piece.opens).count();
             let pieces = &mut self.pieces[at..at + frame];
-            let length = pieces.iter().map(|piece| usize::from(piece.end - piece.start)).sum();
+            let length = pieces.iter().map(|piece| piece.payload().len()).sum();
             let fin = pieces.last().is_some_and(|last| last.fin);
             let bytes = head(pieces[0].lane, length, fin);
             let bytes = bytes.as_ref();
@@ -154,9 +174,7 @@ impl Batch {
         let payload = self.buffer.as_deref().unwrap_or_default();
         let mut skip = self.sent;
         for piece in &self.pieces[self.next..] {
-            for part in
-                [&piece.head[..usize::from(piece.head_len)], &payload[usize::from(piece.start)..usize::from(piece.end)]]
-            {
+            for part in [&piece.head[..usize::from(piece.head_len)], &payload[piece.payload()]] {
                 let skipped = skip.min(part.len());
                 skip -= skipped;
                 slices.push(&part[skipped..]);

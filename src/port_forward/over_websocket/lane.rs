@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::{
     BoxError,
     port_forward::Connection,
-    upgrade::{Target, buffer::BUFFER},
+    upgrade::{Target, buffer::LONGEST_MESSAGE},
 };
 
 /// The longest text on an error channel, in characters: one message.
@@ -57,7 +57,7 @@ where
 
     /// A read of the client's has room, whatever is in it.
     pub(super) fn has_room(&self) -> bool {
-        self.input.len() - self.taken <= BUFFER
+        self.input.len() - self.taken <= LONGEST_MESSAGE
     }
 
     /// Takes what the client sent, if somebody is there to read it. Returns whether it was.

@@ -15,7 +15,7 @@ use crate::{
     port_forward::{Connection, messages},
     upgrade::{
         End, Report, SessionLimits, Target,
-        buffer::{BUFFER, Buffer},
+        buffer::{Buffer, LONGEST_MESSAGE},
         clock::{self, Due},
         side::Side,
     },
@@ -137,7 +137,7 @@ where
         if self.client.deaf || self.over.is_none() && !self.lanes.iter().all(Lane::has_room) {
             return false;
         }
-        match self.client.poll_read(cx, BUFFER) {
+        match self.client.poll_read(cx, LONGEST_MESSAGE) {
             Poll::Pending => return false,
             Poll::Ready(Ok((mut buffer, read))) if read > 0 => self.take_messages(&mut buffer[..read]),
             // Behind the end it may still read what we have for it.
@@ -305,8 +305,8 @@ fn channel_of(at: usize) -> u8 {
 /// What is read of a pod at once: a message is at most 32 KiB with its channel byte.
 fn longest_read(encoding: Encoding) -> usize {
     match encoding {
-        Encoding::Binary => BUFFER - 1,
-        Encoding::Base64 => BUFFER / 4 * 3 - 3,
+        Encoding::Binary => LONGEST_MESSAGE - 1,
+        Encoding::Base64 => LONGEST_MESSAGE / 4 * 3 - 3,
     }
 }
 

@@ -50,9 +50,6 @@ impl Ticks {
     }
 }
 
-/// A message to the client is at most 32 KiB with its channel byte: that is where many clients' limits lie.
-const READ: usize = BUFFER - 1;
-
 /// One session between a WebSocket client and a SPDY server.
 pub(super) struct Relay<C, U> {
     client: Side<C>,
@@ -205,7 +202,7 @@ where
             if self.upstream.deaf || self.is_closing() {
                 break;
             }
-            match self.upstream.poll_read(cx, READ) {
+            match self.upstream.poll_read(cx, BUFFER) {
                 Poll::Pending => break,
                 Poll::Ready(Ok((buffer, read))) if read > 0 => self.take_frames(buffer, read),
                 Poll::Ready(_) => self.upstream_ended(),

@@ -4,14 +4,14 @@ use std::borrow::Cow;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Phase, READ, Relay};
+use super::{Phase, Relay};
 use crate::{
     remote_command::{
         Exit, Version,
         status::{self, Outcome},
     },
     spdy::frame,
-    upgrade::End,
+    upgrade::{End, buffer::LONGEST_MESSAGE},
     websocket::{
         self, ControlFrame,
         channel::{self, ERROR, Encoding, STDERR, STDOUT},
@@ -91,7 +91,7 @@ where
             return;
         }
         let out = &mut self.client.out;
-        for part in status.chunks(READ) {
+        for part in status.chunks(LONGEST_MESSAGE - 1) {
             out.push_tail(&channel::head(Encoding::Binary, ERROR, part.len()));
             out.push_tail(part);
         }
