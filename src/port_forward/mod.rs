@@ -42,7 +42,8 @@ pub trait Dial: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Why not, in words for the client.
+    /// Why not, in words for the client. An [`std::io::Error`] of kind `ConnectionReset` says that there was a connection: it
+    /// counts as one that failed in mid-transfer.
     fn dial(&self, port: u16) -> impl Future<Output = Result<Self::Connection, BoxError>> + Send;
 }
 

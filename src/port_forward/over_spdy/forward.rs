@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Waker},
     time::Duration,
@@ -36,6 +37,11 @@ pub(super) struct Forwarding<'a, D> {
     pub(super) target: &'a Target,
     pub(super) errors: DialErrors,
     pub(super) traffic: &'a Traffic,
+}
+
+/// The pod took the connection and reset it before the dial knew: a failure in mid-transfer, not one of the dial.
+fn was_reset(cause: &BoxError) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
 }
 
 impl<D: Dial> Forwarding<'_, D> {
@@ -79,7 +85,7 @@ impl<D: Dial> Forwarding<'_, D> {
             }
             Err(cause) => {
                 tracing::debug!(request, port, %cause, "dial failed");
-                if self.errors == DialErrors::Report {
+                if self.errors == DialErrors::Report && !was_reset(&cause) {
                     let text = self.text(port.get(), &cause);
                     // Ahead of the reset, which would overtake it.
                     let _ = timeout(LAST, async {

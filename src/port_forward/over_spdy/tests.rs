@@ -36,6 +36,8 @@ struct Pod {
 const REFUSED: u16 = 1;
 /// Nobody answers.
 const SILENT: u16 = 2;
+/// Somebody takes the connection, and resets it at once.
+const RESETTING: u16 = 3;
 
 /// The pod's end of a connection.
 struct Near {
@@ -68,6 +70,7 @@ impl Dial for Pod {
         match port {
             REFUSED => return Err("connection refused".into()),
             SILENT => std::future::pending().await,
+            RESETTING => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             _ => {}
         }
         let (near, far) = duplex(1024);
@@ -414,6 +417,18 @@ async fn a_failed_dial_is_hidden_by_isolation() {
     assert!(is_reset(read_all(&mut pair.data).await));
     lab.is_empty().await;
     lab.goes_on().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_reset_before_the_dial_knows_it_is_no_failed_dial() {
+    for errors in [DialErrors::Report, DialErrors::Isolate] {
+        let mut lab = lab(errors);
+        let mut pair = lab.open(RESETTING).await;
+        assert_eq!(pair.error.text().await.unwrap(), None);
+        assert!(is_reset(read_all(&mut pair.data).await));
+        lab.is_empty().await;
+        lab.goes_on().await;
+    }
 }
 
 /// A client that opens the streams by hand.

@@ -1,6 +1,9 @@
 //! Port-forward without isolation: a pod's ports are this host's.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use tokio::net::TcpStream;
 
@@ -16,19 +19,22 @@ impl Dial for Loopback {
 
     /// IPv4 first, then IPv6, as containerd.
     async fn dial(&self, port: u16) -> Result<TcpStream, BoxError> {
-        let dial = |ip: IpAddr| TcpStream::connect((ip, port));
-        let v4 = match dial(Ipv4Addr::LOCALHOST.into()).await {
-            Ok(tcp) => return Ok(ready(tcp)?),
-            Err(error) => error,
+        let v4 = match connect(Ipv4Addr::LOCALHOST.into(), port).await {
+            // Somebody was there.
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => error,
+            there => return Ok(there?),
         };
-        match dial(Ipv6Addr::LOCALHOST.into()).await {
-            Ok(tcp) => Ok(ready(tcp)?),
-            Err(v6) => Err(format!("failed to connect to localhost:{port}, IPv4: {v4}, IPv6: {v6}").into()),
+        match connect(Ipv6Addr::LOCALHOST.into(), port).await {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
+                Err(format!("failed to connect to localhost:{port}, IPv4: {v4}, IPv6: {error}").into())
+            }
+            there => Ok(there?),
         }
     }
 }
 
-fn ready(tcp: TcpStream) -> std::io::Result<TcpStream> {
+async fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect((ip, port)).await?;
     tcp.set_nodelay(true)?;
     Ok(tcp)
 }
