@@ -479,12 +479,30 @@ async fn reporting_one_stalled_connection_holds_up_the_others_until_its_release_
     lab.ends_empty().await;
 }
 
+/// MiB per second through an echo, there and back: the median of five.
+async fn speed(pair: &mut Pair) -> f64 {
+    let bytes = noise(9, 1024 * 1024 * count(1, 64));
+    let mut speeds = Vec::new();
+    for _ in 0..5 {
+        let started = Instant::now();
+        let (mut read, mut write) = tokio::io::split(&mut pair.data);
+        let mut back = vec![0; bytes.len()];
+        let (sent, got) = tokio::join!(write.write_all(&bytes), read.read_exact(&mut back));
+        sent.and(got.map(drop)).expect("an echo");
+        assert!(back == bytes);
+        speeds.push(bytes.len() as f64 / f64::from(1 << 20) / started.elapsed().as_secs_f64());
+    }
+    speeds.sort_by(f64::total_cmp);
+    speeds[2]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn isolating_one_stalled_connection_is_reset_and_the_others_go_on() {
     let stall = Duration::from_secs(1);
     let lab = Lab::start(DialErrors::Isolate, Limits::new().stall(stall)).await.expect("a forward");
     let (port, mut pods) = handed().await;
     let mut other = lab.pair(target(echo).await).await;
+    let before = speed(&mut other).await;
     let (tell, told) = oneshot::channel();
     let bytes = Arc::new(noise(8, 32 * 1024 * 1024));
     let pair = lab.pair(port).await;
@@ -510,6 +528,12 @@ async fn isolating_one_stalled_connection_is_reset_and_the_others_go_on() {
     assert_eq!(flooding.await.expect("no panic"), (false, Err(io::ErrorKind::ConnectionReset), None));
     // Held up for the time that is stated, and not longer.
     ping(&mut other).await.expect("an echo");
+    // Not the one whose ping was given up: its answer is still on the way.
+    let after = speed(&mut lab.pair(target(echo).await).await).await;
+    println!(
+        "the others: {before:.0} MiB/s before the stall, {after:.0} MiB/s behind the reset: {:.2}",
+        after / before
+    );
     let slowest = slowest.load(Ordering::Relaxed);
     assert!(slowest < 2 * stall.as_millis() as usize, "an echo took {slowest} ms");
     let mut all = Vec::new();

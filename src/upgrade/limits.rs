@@ -22,6 +22,9 @@ const MOST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// | [`farewell`](Self::farewell) | 10 s | yes | yes | 30 s, [`spdy::Config::close_timeout`] | – |
 /// | [`message`](Self::message), [`fragments`](Self::fragments) | 32 MiB, 1,024 | yes | yes | – | – |
 ///
+/// `Tunnel` honours all but `creation`: it pings its client, and leaves the next hop to the SPDY inside. `StreamingServer`
+/// holds port-forward to them too; there `creation` is [`port_forward::Limits::pairing`].
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_kube_streaming::{layers::TranslateLayer, upgrade::SessionLimits};
@@ -32,6 +35,7 @@ const MOST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// ```
 ///
 /// [`spdy::Config::close_timeout`]: crate::spdy::Config::close_timeout
+/// [`port_forward::Limits::pairing`]: crate::port_forward::Limits::pairing
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
     pub(crate) ping_after: Duration,
