@@ -498,7 +498,8 @@ async fn speed(pair: &mut Pair) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn isolating_one_stalled_connection_is_reset_and_the_others_go_on() {
-    let stall = Duration::from_secs(1);
+    // A machine that is busy must not look like a pod that stalls.
+    let stall = Duration::from_secs(count(1, 5) as u64);
     let lab = Lab::start(DialErrors::Isolate, Limits::new().stall(stall)).await.expect("a forward");
     let (port, mut pods) = handed().await;
     let mut other = lab.pair(target(echo).await).await;
