@@ -20,7 +20,8 @@ use tokio::runtime::Runtime;
 use tower::{Layer, Service, service_fn};
 use tower_kube_streaming::{
     BoxError,
-    layers::{TranslateLayer, UpgradeDetectLayer, danger::PermitAllLayer},
+    layers::{TranslateLayer, TunnelLayer, UpgradeDetectLayer, danger::PermitAllLayer},
+    port_forward,
     remote_command::{Exit, Stdio},
     runtime,
     services::StreamingServer,
@@ -122,12 +123,25 @@ struct Nothing;
 
 impl runtime::Runtime for Nothing {
     type Session = Nothing;
+    type Forward = Nothing;
 
     async fn open(&self, target: &Target) -> Result<Nothing, Refusal> {
         match target.pod.as_str() {
             "gone" => Err(Refusal::not_found("pods", &target.pod)),
             _ => Ok(Nothing),
         }
+    }
+
+    async fn port_forward(&self, target: &Target) -> Result<Nothing, Refusal> {
+        self.open(target).await
+    }
+}
+
+impl port_forward::Dial for Nothing {
+    type Connection = tokio::io::DuplexStream;
+
+    async fn dial(&self, _: u16) -> Result<Self::Connection, BoxError> {
+        Err("nobody listens".into())
     }
 }
 
@@ -139,13 +153,14 @@ impl runtime::Session for Nothing {
 
 /// The whole negotiation, as an API server and as a kubelet: a switch is well formed, everything else a refusal.
 fn negotiate(runtime: &Runtime, dialect: Dialect, head: &Head) {
-    let leaf = || StreamingServer::new(Nothing).offer_v5();
+    let leaf = || StreamingServer::new(Nothing).offer_v5().offer_tunnel();
     let asked = head.headers.clone();
     let response = runtime.block_on(async {
         let detect = UpgradeDetectLayer::new(dialect, Sessions::new());
         match dialect {
             Dialect::ApiServer => {
-                detect.layer(PermitAllLayer.layer(TranslateLayer::new().layer(leaf()))).call(head.request()).await
+                let adapting = TranslateLayer::new().layer(TunnelLayer::new().layer(leaf()));
+                detect.layer(PermitAllLayer.layer(adapting)).call(head.request()).await
             }
             Dialect::Kubelet => detect.layer(PermitAllLayer.layer(leaf())).call(head.request()).await,
         }

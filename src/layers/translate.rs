@@ -1,9 +1,9 @@
 //! Speaks WebSocket to the client and SPDY to the inner service: `exec` and `attach` over `v5.channel.k8s.io`.
 //!
-//! Acts on a permitted WebSocket upgrade that offers v5 and whose [`Hop`] does not speak it. The same request goes on
-//! as a SPDY upgrade. **Upstream first**: the client gets its `101` only when the inner service has given one, so a
-//! refusal is an HTTP answer that keeps its status and body. One task then joins the two connections; nothing is
-//! dialled here. KEP-4006, "Proposal: API Server `StreamTranslatorProxy`".
+//! Acts on a permitted WebSocket upgrade that offers v5 and whose [`Hop`](super::Hop) does not speak it. The same
+//! request goes on as a SPDY upgrade. **Upstream first**: the client gets its `101` only when the inner service has given
+//! one, so a refusal is an HTTP answer that keeps its status and body. One task then joins the two connections; nothing
+//! is dialled here. KEP-4006, "Proposal: API Server `StreamTranslatorProxy`".
 //!
 //! ```
 //! use http_body_util::Full;

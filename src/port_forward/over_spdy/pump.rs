@@ -16,7 +16,7 @@ use crate::{
     upgrade::buffer::Buffer,
 };
 
-/// Steps in one direction before others get a turn; reading 32 KiB is one, writing them another.
+/// Steps in one direction before others get a turn; reading a buffer is one, writing it another.
 const ROUNDS: usize = 8;
 
 /// How it ended.
