@@ -53,6 +53,9 @@ pub struct Main {
 ///
 /// The UID in a [`Target`] is not checked; pods have none here.
 ///
+/// Commands inherit the signals that this program ignores. One that was started by a script's `&` ignores SIGINT, and so
+/// would they, Ctrl-C on a terminal too, unless this program handles SIGINT: what is handled begins anew in a command.
+///
 /// ```
 /// use tower_kube_streaming::runtime::{Main, ProcessRuntime};
 ///

@@ -509,6 +509,9 @@ mod terminal {
 
     #[tokio::test]
     async fn a_control_c_interrupts_what_runs() {
+        // Commands inherit what is ignored here, and a script that starts the tests behind `&` has SIGINT ignored. What
+        // is handled is theirs to begin anew.
+        let _handled = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
         let mut client = start(&runtime(), &on_terminal(script("echo ready; exec sleep 1000"))).await;
         assert_eq!(client.line().await, "ready");
         client.type_in("\x03").await;
