@@ -71,6 +71,7 @@
 
 pub mod adapters;
 mod error;
+mod gates;
 pub mod layers;
 pub mod port_forward;
 pub mod remote_command;
@@ -82,3 +83,4 @@ pub mod upgrade;
 pub mod websocket;
 
 pub use error::{BoxError, Error, Initiator};
+pub use gates::{FeatureGates, Gate, GatesError, Maturity};
