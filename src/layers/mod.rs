@@ -4,6 +4,7 @@ mod adapt;
 pub mod danger;
 pub mod feature_routing;
 mod future;
+pub mod metrics;
 pub mod translate;
 pub mod tunnel;
 pub mod upgrade_detect;
@@ -12,6 +13,7 @@ pub mod upgrade_detect;
 mod tests;
 
 pub use feature_routing::{FeatureRouting, FeatureRoutingLayer, Hop, Resolve};
+pub use metrics::{Metrics, MetricsLayer, Record};
 pub use translate::{Translate, TranslateLayer};
 pub use tunnel::{Tunnel, TunnelLayer};
 pub use upgrade_detect::{UpgradeDetect, UpgradeDetectLayer};
