@@ -9,6 +9,7 @@
 //! request
 //!   |
 //! UpgradeDetect      what is asked, never how: subresource, pod, container, options
+//! Metrics            counts each stream once, and its session for as long as it lives
 //! (authorizing)      hands out the Permit, without which every leaf answers 500
 //! FeatureRouting     resolves the next hop: its whole URL, and does it speak WebSocket itself
 //! Translate          WebSocket v5 channels <-> SPDY streams, for a hop that speaks no WebSocket (exec, attach)
@@ -65,6 +66,7 @@
 //! - `client`: the client role of remote command, over SPDY and over WebSocket (on fastwebsockets).
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
+//! - `prometheus`: [`adapters::prometheus`](adapters), which counts streams under Kubernetes' names and renders them.
 //! - `full`: all of them.
 //!
 //! [KEP-4006]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/4006-transition-spdy-to-websockets

@@ -1,4 +1,6 @@
 //! Feature-gated implementations of the seams on other people's crates.
 
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 #[cfg(feature = "rustls")]
 pub mod rustls;

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    Extensions, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{
         CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -23,21 +23,31 @@ use tower::Service;
 use super::Hop;
 use crate::{
     remote_command::over_websocket::{refuse_handshake, settling},
-    upgrade::{Dialect, Pending, Permit, Refusal, SessionLimits, Target, is_upgrade, is_websocket, take},
+    upgrade::{
+        Dialect, Pending, Permit, Refusal, Route, Session, SessionLimits, Subresource, Target, is_upgrade,
+        is_websocket, take,
+    },
     websocket::handshake,
 };
 
 /// One line for each protocol that is offered, as Go's clients write it.
 pub(super) const X_STREAM_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
-/// The permitted target of a WebSocket upgrade whose next hop does not speak WebSocket.
-pub(super) fn candidate<B>(request: &Request<B>) -> Option<&Arc<Target>> {
+/// The permitted target, one of `subresources`, of a WebSocket upgrade whose next hop does not speak WebSocket.
+pub(super) fn candidate<'a, B>(request: &'a Request<B>, subresources: &[Subresource]) -> Option<&'a Arc<Target>> {
     let (headers, extensions) = (request.headers(), request.extensions());
-    let Permit(target) = extensions.get::<Permit>()?;
-    let ours = is_upgrade(request.version(), headers, extensions)
-        && is_websocket(headers)
-        && extensions.get::<Hop>().is_none_or(|hop| !hop.speaks_websocket);
+    let Permit(target) = extensions.get::<Permit>().filter(|permit| subresources.contains(&permit.subresource))?;
+    let speaks_websocket = extensions.get::<Hop>().is_some_and(|hop| hop.speaks_websocket);
+    set_route(extensions, if speaks_websocket { Route::WebSocketHop } else { Route::SpdyHop });
+    let ours = is_upgrade(request.version(), headers, extensions) && is_websocket(headers) && !speaks_websocket;
     ours.then_some(target)
+}
+
+/// Tells who counts the stream which way it goes.
+fn set_route(extensions: &Extensions, route: Route) {
+    if let Some(session) = extensions.get::<Session>() {
+        session.set_route(route);
+    }
 }
 
 /// The client of a request that is adapted.
@@ -69,6 +79,7 @@ where
     S: Service<Request<B>>,
     R: From<Bytes>,
 {
+    set_route(request.extensions(), Route::Adapted);
     let accept = match handshake::check_request(request.method(), request.version(), request.headers()) {
         Ok(key) => handshake::accept_key(key),
         Err(bad) => return ResponseFuture(State::Refused(Some(refuse_handshake(bad, target.dialect)))),

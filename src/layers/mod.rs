@@ -4,6 +4,7 @@ mod adapt;
 pub mod danger;
 pub mod feature_routing;
 mod future;
+pub mod metrics;
 pub mod synthetic_authz;
 pub mod translate;
 pub mod tunnel;
@@ -13,6 +14,7 @@ pub mod upgrade_detect;
 mod tests;
 
 pub use feature_routing::{FeatureRouting, FeatureRoutingLayer, Hop, Resolve};
+pub use metrics::{Metrics, MetricsLayer, Record};
 pub use synthetic_authz::{Authorize, SyntheticAuthz, SyntheticAuthzLayer};
 pub use translate::{Translate, TranslateLayer};
 pub use tunnel::{Tunnel, TunnelLayer};

@@ -87,10 +87,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let wanted = adapt::candidate(&request).filter(|target| {
-            matches!(target.subresource, Subresource::Exec | Subresource::Attach)
-                && handshake::offers_in_first_line(request.headers()).any(|offer| offer == Version::V5.name())
-        });
+        let wanted = adapt::candidate(&request, &[Subresource::Exec, Subresource::Attach])
+            .filter(|_| handshake::offers_in_first_line(request.headers()).any(|offer| offer == Version::V5.name()));
         let Some(target) = wanted.cloned() else { return ResponseFuture::forwarded(self.inner.call(request)) };
         let offers = Version::NEWEST_FIRST.map(|version| HeaderValue::from_static(version.name()));
         adapt::call(&mut self.inner, request, target, offers.into(), self.limits, join)

@@ -86,7 +86,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let wanted = adapt::candidate(&request).filter(|target| target.subresource == Subresource::PortForward);
+        let wanted = adapt::candidate(&request, &[Subresource::PortForward]);
         let offers: Vec<HeaderValue> =
             tunnel::offers(request.headers()).filter_map(|offer| HeaderValue::from_str(offer).ok()).collect();
         match wanted.cloned() {

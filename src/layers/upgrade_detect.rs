@@ -100,8 +100,8 @@ where
         let caller = extensions.get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
         let session = Session::new(sessions.clone(), caller, Arc::clone(&target));
         if let Some(outer) = extensions.remove::<Session>() {
-            // What the outer stack's layers hold lives as long as the stream, whoever serves it.
-            session.hold(outer);
+            // What the outer stack's layers hold lives as long as the stream, whoever serves it, and they learn its end.
+            session.hold_session(outer);
         }
         extensions.insert(session);
         extensions.insert(StreamRequest(target));

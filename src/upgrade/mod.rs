@@ -34,5 +34,5 @@ pub(crate) use permit::permitted;
 pub use permit::{Permit, StreamRequest};
 pub use refusal::Refusal;
 pub use report::{End, Report};
-pub use session::{Session, Sessions};
+pub use session::{Route, Session, Sessions};
 pub use target::{Dialect, StreamOptions, Subresource, Target};

@@ -4,7 +4,8 @@ use std::{
     any::Any,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -69,8 +70,28 @@ impl Sessions {
 #[derive(Clone, Default)]
 pub struct Session(Arc<Inner>);
 
+/// Which way a stream went below the layers that adapt it: for who counts streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Route {
+    /// No adapting layer saw it: it was refused before, or the stack has none for its subresource.
+    #[default]
+    Unrouted,
+    /// The next hop speaks SPDY only, and so does the client, or a WebSocket protocol that nobody adapts: carried on as
+    /// it came.
+    SpdyHop,
+    /// The next hop speaks WebSocket itself: carried on as it came.
+    WebSocketHop,
+    /// Translated or tunnelled here, also where that was refused.
+    Adapted,
+}
+
+type OnEnd = Box<dyn FnOnce(&Report) + Send>;
+
 struct Inner {
     sessions: Sessions,
+    route: Mutex<Route>,
+    on_end: Mutex<Vec<OnEnd>>,
     guards: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Who asked for what; absent for a session that nobody announced.
     about: Option<(Caller, Arc<Target>)>,
@@ -79,7 +100,14 @@ struct Inner {
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { sessions: Sessions::default(), guards: Mutex::default(), about: None, span: Span::none() }
+        Self {
+            sessions: Sessions::default(),
+            route: Mutex::default(),
+            on_end: Mutex::default(),
+            guards: Mutex::default(),
+            about: None,
+            span: Span::none(),
+        }
     }
 }
 
@@ -93,12 +121,41 @@ impl Session {
             pod.name = %target.pod,
             container = target.container.as_deref().unwrap_or_default(),
         );
-        Self(Arc::new(Inner { sessions, guards: Mutex::default(), about: Some((caller, target)), span }))
+        Self(Arc::new(Inner { sessions, about: Some((caller, target)), span, ..Inner::default() }))
     }
 
     /// Keeps `guard` until the session has ended.
     pub fn hold(&self, guard: impl Any + Send) {
-        self.0.guards.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(guard));
+        lock(&self.0.guards).push(Box::new(guard));
+    }
+
+    /// Calls `tell` with the session's report when it ends, before the guards are released and the end is logged.
+    ///
+    /// Once, also for a session that panics or is cut; never where no session comes of the request: `tell` is dropped
+    /// then. It must not block and not panic, as it runs while the session is dropped.
+    pub fn on_end(&self, tell: impl FnOnce(&Report) + Send + 'static) {
+        lock(&self.0.on_end).push(Box::new(tell));
+    }
+
+    /// Lives as long as this session, and ends as it does: an outer stack's session whose stream is served here.
+    pub(crate) fn hold_session(&self, outer: Session) {
+        self.on_end(move |report| outer.tell(report));
+    }
+
+    /// Which way the stream went.
+    pub(crate) fn route(&self) -> Route {
+        *lock(&self.0.route)
+    }
+
+    pub(crate) fn set_route(&self, route: Route) {
+        *lock(&self.0.route) = route;
+    }
+
+    fn tell(&self, report: &Report) {
+        let on_end = mem::take(&mut *lock(&self.0.on_end));
+        for tell in on_end {
+            tell(report);
+        }
     }
 
     pub(super) fn spawn<F>(self, run: impl FnOnce(CancellationToken) -> F + Send + 'static)
@@ -118,7 +175,11 @@ impl Session {
     }
 }
 
-/// Writes the session's line when it is dropped, so that a panic has one too.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells of the session's end and writes its line when it is dropped, so that a panic has both too.
 struct Log {
     session: Session,
     started: Instant,
@@ -128,6 +189,7 @@ struct Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let report = self.report.take().unwrap_or_else(|| Report::new(End::Error, "aborted"));
+        self.session.tell(&report);
         let Some((caller, target)) = &self.session.0.about else { return };
         let exit = match report.end {
             End::ExitCode(code) => Some(code),
@@ -276,6 +338,38 @@ mod tests {
         session.spawn(|_| async { panic!("a runtime that panics") });
         assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
         assert_eq!(RELEASED.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_told_once_on_every_path_before_the_guards_are_released() {
+        let sessions = Sessions::new();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let announced = |name: &'static str| {
+            let (session, told, guard) = (of(&sessions), Arc::clone(&told), Arc::new(()));
+            let held = Arc::downgrade(&guard);
+            session.hold(guard);
+            session.on_end(move |report| lock(&told).push((name, report.end, held.strong_count())));
+            session
+        };
+        announced("returns").spawn(|_| async { report() });
+        announced("panics").spawn(|_| async { panic!("a runtime that panics") });
+        announced("is cut").spawn(|_| std::future::pending());
+        // Served by another session of this process.
+        let serving = of(&sessions);
+        serving.hold_session(announced("is held by another"));
+        serving.spawn(|_| async { report() });
+        // Refused.
+        drop(announced("is none"));
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 1);
+        let mut told = mem::take(&mut *lock(&told));
+        told.sort_by_key(|(name, ..)| *name);
+        let wanted = [
+            ("is cut", End::Error, 1),
+            ("is held by another", End::Success, 1),
+            ("panics", End::Error, 1),
+            ("returns", End::Success, 1),
+        ];
+        assert_eq!(told, wanted);
     }
 
     #[tokio::test(start_paused = true)]
