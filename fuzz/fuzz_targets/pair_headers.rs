@@ -12,10 +12,7 @@ use std::{
 
 use http::{Extensions, Request, StatusCode, header};
 use libfuzzer_sys::fuzz_target;
-use tokio::{
-    io::{DuplexStream, duplex},
-    sync::oneshot,
-};
+use tokio::io::{DuplexStream, duplex};
 use tower::Service;
 use tower_kube_streaming::{
     BoxError,
@@ -25,9 +22,9 @@ use tower_kube_streaming::{
     runtime::{Runtime, Session},
     services::{Kubelet, StreamingServer},
     spdy::{self, Config, Stream},
-    upgrade::{End, Io, Refusal, Report, Sessions, Target, accept},
+    upgrade::{Io, Refusal, Sessions, Target, accept},
 };
-use tower_kube_streaming_fuzz::Input;
+use tower_kube_streaming_fuzz::{Input, end_of};
 
 /// Fewer than pairs are allowed.
 const STREAMS: usize = 100;
@@ -78,12 +75,7 @@ async fn forward(pods: Pods) -> Io {
     let Ok::<_, Infallible>(response) =
         Kubelet::new(Sessions::new(), PermitAllLayer, StreamingServer::new(pods)).call(request).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-    let (give, take) = oneshot::channel();
-    client.spawn(move |io, _| async move {
-        let _ = give.send(io);
-        Report::new(End::Carried, "")
-    });
-    take.await.expect("a side in this process has a connection")
+    end_of(client).await
 }
 
 /// Any text, and often one that means something.

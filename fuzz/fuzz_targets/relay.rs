@@ -25,15 +25,13 @@ use tower_kube_streaming::{
         codec::{self, HeaderMode},
         frame::{self, GoAwayCode, HeaderEncoder, ResetCode},
     },
-    upgrade::{Dialect, End, Io, Report, Sessions, accept},
+    upgrade::{Dialect, Io, Sessions, accept},
     websocket::{
-        self, ControlFrame, Head, Opcode, Payload, Role,
+        self, ControlFrame, Opcode, Payload, Role,
         channel::{ChannelEvent, Demux, ERROR, Encoding, RESIZE, STDERR, STDIN, STDOUT},
     },
 };
-use tower_kube_streaming_fuzz::{Input, pieces};
-
-const MASK: [u8; 4] = [1, 2, 3, 4];
+use tower_kube_streaming_fuzz::{Input, MASK, end_of, masked, pieces};
 
 /// What the request asks for.
 #[derive(Clone, Copy, Debug)]
@@ -64,16 +62,6 @@ impl Asked {
         let index = stream.get() as usize / 2;
         stream.is_client().then(|| self.channels().get(index).copied())?
     }
-}
-
-/// The side of an upgrade that a peer holds.
-async fn end_of(pending: tower_kube_streaming::upgrade::Pending) -> Io {
-    let (give, take) = oneshot::channel();
-    pending.spawn(move |io, _| async move {
-        let _ = give.send(io);
-        Report::new(End::Carried, "")
-    });
-    take.await.expect("a side in this process has a connection")
 }
 
 /// A session of [`TranslateLayer`], and the two ends outside of it.
@@ -146,15 +134,6 @@ impl Peer {
             let _ = to.shutdown().await;
         }
     }
-}
-
-fn masked(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
-    let mut out = Head::new(opcode, payload.len(), Some(MASK)).to_vec();
-    if !fin {
-        out[0] &= 0x7f;
-    }
-    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
-    out
 }
 
 async fn play(mut steps: Input<'_>, asked: Asked, seed: u8, client: &mut Peer, upstream: &mut Peer) {

@@ -18,22 +18,10 @@ use tokio::{
 use tower::{Layer, Service, service_fn};
 use tower_kube_streaming::{
     layers::{TunnelLayer, UpgradeDetectLayer, danger::PermitAllLayer},
-    upgrade::{Dialect, End, Io, Pending, Report, Sessions, accept},
-    websocket::{ControlFrame, Decoder, Event, Head, Limits, Opcode, Payload, Role},
+    upgrade::{Dialect, Io, Sessions, accept},
+    websocket::{ControlFrame, Decoder, Event, Limits, Opcode, Payload, Role},
 };
-use tower_kube_streaming_fuzz::{Input, pieces};
-
-const MASK: [u8; 4] = [1, 2, 3, 4];
-
-/// The side of an upgrade that a peer holds.
-async fn end_of(pending: Pending) -> Io {
-    let (give, take) = oneshot::channel();
-    pending.spawn(move |io, _| async move {
-        let _ = give.send(io);
-        Report::new(End::Carried, "")
-    });
-    take.await.expect("a side in this process has a connection")
-}
+use tower_kube_streaming_fuzz::{Input, MASK, end_of, masked, pieces};
 
 /// A session of [`TunnelLayer`], and the two ends outside of it.
 async fn tunnel() -> (Io, Io) {
@@ -97,15 +85,6 @@ impl Peer {
             self.closed = to.shutdown().await.is_ok();
         }
     }
-}
-
-fn masked(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
-    let mut out = Head::new(opcode, payload.len(), Some(MASK)).to_vec();
-    if !fin {
-        out[0] &= 0x7f;
-    }
-    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
-    out
 }
 
 /// Plays the steps; returns for how many seconds both were silent in all.

@@ -1,4 +1,10 @@
-//! What the fuzz targets share: how they read their input.
+//! What the fuzz targets share: how they read their input, and what they need of peers.
+
+use tokio::sync::oneshot;
+use tower_kube_streaming::{
+    upgrade::{End, Io, Pending, Report},
+    websocket::{Head, Opcode},
+};
 
 /// An input, read from the front. Behind its end everything is zero.
 #[derive(Clone, Copy, Debug)]
@@ -45,4 +51,27 @@ pub fn pieces(mut bytes: &[u8], seed: u8) -> impl Iterator<Item = &[u8]> {
         bytes = rest;
         Some(piece)
     })
+}
+
+/// The mask of the clients' frames.
+pub const MASK: [u8; 4] = [1, 2, 3, 4];
+
+/// A frame of a client's.
+pub fn masked(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
+    let mut out = Head::new(opcode, payload.len(), Some(MASK)).to_vec();
+    if !fin {
+        out[0] &= 0x7f;
+    }
+    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
+    out
+}
+
+/// The side of an upgrade that a peer holds.
+pub async fn end_of(pending: Pending) -> Io {
+    let (give, take) = oneshot::channel();
+    pending.spawn(move |io, _| async move {
+        let _ = give.send(io);
+        Report::new(End::Carried, "")
+    });
+    take.await.expect("a side in this process has a connection")
 }

@@ -1,8 +1,8 @@
 //! Time of sessions, in ticks of five seconds: nothing on the data path asks what time it is.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{future::pending, sync::OnceLock, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::SessionLimits;
 
@@ -12,6 +12,9 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// Ticks of all sessions fall on a common grid, so that one wake-up of a thread serves many of them.
 const GRID: Duration = Duration::from_millis(250);
+
+/// How often [`quiet`] looks, at most.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A session's first tick: [`TICK`] from now, and what is missing to the grid.
 pub(crate) fn first() -> Instant {
@@ -36,6 +39,23 @@ pub(crate) fn ticks(time: Duration) -> u32 {
 /// Ticks without payload behind which a session is over.
 pub(crate) fn idle(limits: &SessionLimits) -> u32 {
     if limits.idle.is_zero() { u32::MAX } else { ticks(limits.idle) }
+}
+
+/// Returns when `moved` has said the same for `limit`, or up to a minute later; never if it is zero. For sessions that do
+/// not count ticks.
+pub(crate) async fn quiet<T: PartialEq>(limit: Duration, moved: impl Fn() -> T) {
+    if limit.is_zero() {
+        return pending().await;
+    }
+    let step = limit.min(LOOK);
+    let mut quiet = Duration::ZERO;
+    let mut last = moved();
+    while quiet < limit {
+        sleep(step).await;
+        let now = moved();
+        quiet = if now == last { quiet + step } else { Duration::ZERO };
+        last = now;
+    }
 }
 
 /// What one peer let us hear.

@@ -197,7 +197,7 @@ fn api_server_options(
 }
 
 /// Go's `strconv.ParseUint(port, 10, 16)` and its words.
-fn parse_port(port: &str) -> Result<u16, String> {
+pub(crate) fn parse_port(port: &str) -> Result<u16, String> {
     let plain = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let why = if plain { "value out of range" } else { "invalid syntax" };
     port.parse().ok().filter(|_| plain).ok_or_else(|| format!("strconv.ParseUint: parsing {port:?}: {why}"))

@@ -25,6 +25,7 @@ pub(crate) mod side;
 mod target;
 
 pub use caller::{Caller, ClientAddr};
+pub(crate) use grammar::parse_port;
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 #[cfg(test)]
 pub(crate) use io::mark_taken;

@@ -17,7 +17,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     join, select,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     spdy::{self, Config, Error, ResetCode, Stream},
-    upgrade::{End, Report, SessionLimits, Target},
+    upgrade::{End, Report, SessionLimits, Target, clock::quiet},
 };
 
 /// How long pods may take the last of what a client sent before it went.
@@ -90,7 +90,7 @@ where
     let session = async {
         let mut waiting = Waiting { pairing: Pairing::new(limits.pairing), limits, errors };
         let mut running = FuturesUnordered::new();
-        let (mut closed, mut idle) = (pin!(handle.closed()), pin!(idle(session.idle, &traffic)));
+        let (mut closed, mut idle) = (pin!(handle.closed()), pin!(quiet(session.idle, || traffic.get())));
         let (end, cause) = loop {
             select! {
                 biased;
@@ -199,22 +199,6 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
-    }
-}
-
-/// Returns when neither direction carried payload for `limit`, or up to a minute later; never if it is zero.
-async fn idle(limit: Duration, traffic: &Traffic) {
-    if limit.is_zero() {
-        return pending().await;
-    }
-    let step = limit.min(Duration::from_secs(60));
-    let mut quiet = Duration::ZERO;
-    let mut last = (0, 0);
-    while quiet < limit {
-        sleep(step).await;
-        let now = traffic.get();
-        quiet = if now == last { quiet + step } else { Duration::ZERO };
-        last = now;
     }
 }
 

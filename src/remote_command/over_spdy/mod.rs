@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     join, select,
     sync::watch,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,14 +29,11 @@ use crate::{
         frame::ResetCode,
         stream::{ReadHalf, WriteHalf},
     },
-    upgrade::{End, Report, SessionLimits, StreamOptions},
+    upgrade::{End, Report, SessionLimits, StreamOptions, clock::quiet},
 };
 
 /// How long a process is waited for when its client has gone.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// How often a session looks whether payload has moved, at most.
-const LOOK: Duration = Duration::from_secs(60);
 
 /// Runs a session on a connection whose `101` has been sent.
 ///
@@ -109,6 +106,7 @@ impl Session<'_> {
     {
         let Self { version, streams, mut incoming, handle, idle: limit } = self;
         let (count_in, count_out) = (Count::default(), Count::default());
+        let moved = || (count_in.get(), count_out.get());
         let gone = CancellationToken::new();
         // Fired on every way out, so that no process outlives its session.
         let _gone = gone.clone().drop_guard();
@@ -129,7 +127,7 @@ impl Session<'_> {
             result = &mut run => Ended::Ran(result),
             _ = handle.closed() => Ended::ClientGone,
             () = drain.cancelled() => Ended::Failed("the server is shutting down"),
-            () = idle(limit, &count_in, &count_out) => Ended::Failed("nothing was sent for too long"),
+            () = quiet(limit, moved) => Ended::Failed("nothing was sent for too long"),
             () = refuse(&mut incoming) => Ended::ClientGone,
             () = resize_from(resize, size) => Ended::ClientGone,
         };
@@ -161,7 +159,7 @@ impl Session<'_> {
         let told = select! {
             biased;
             told = ending => told,
-            () = idle(limit, &count_in, &count_out) => false,
+            () = quiet(limit, moved) => false,
         };
         let (end, cause) = match ran {
             Ok(_) if !told => (End::ClientGone, "the client went away before it had the status".into()),
@@ -210,22 +208,6 @@ async fn resize_from(stream: Option<ReadHalf>, size: watch::Sender<Option<Termin
         }
     }
     pending().await
-}
-
-/// Returns when neither direction carried payload for `limit`, or up to [`LOOK`] later; never if it is zero.
-async fn idle(limit: Duration, count_in: &Count, count_out: &Count) {
-    if limit.is_zero() {
-        return pending().await;
-    }
-    let step = limit.min(LOOK);
-    let mut quiet = Duration::ZERO;
-    let mut last = (0, 0);
-    while quiet < limit {
-        sleep(step).await;
-        let now = (count_in.get(), count_out.get());
-        quiet = if now == last { quiet + step } else { Duration::ZERO };
-        last = now;
-    }
 }
 
 #[cfg(test)]

@@ -239,7 +239,7 @@ async fn a_session_is_idle_when_the_limit_says_and_never_without_one() {
         let mut stdout = open(&handle, "stdout").await.unwrap();
         let mut stdio = stdio.await.unwrap();
         // Payload puts it off.
-        sleep(Duration::from_secs(limit - 1)).await;
+        tokio::time::sleep(Duration::from_secs(limit - 1)).await;
         stdio.stdout.as_mut().unwrap().write_all(b"x").await.unwrap();
         let moved = tokio::time::Instant::now();
         stdout.read_exact(&mut [0]).await.unwrap();
@@ -255,7 +255,7 @@ async fn a_session_is_idle_when_the_limit_says_and_never_without_one() {
     let _error = open(&handle, "error").await.unwrap();
     let _stdout = open(&handle, "stdout").await.unwrap();
     let _stdio = stdio.await.unwrap();
-    sleep(Duration::from_secs(24 * 3600)).await;
+    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
     assert!(!served.server.is_finished());
 }
 
