@@ -37,7 +37,6 @@ impl ApiServer<()> {
     }
 
     /// Builds the stack with other gates or limits.
-    #[must_use]
     pub fn builder() -> ApiServerBuilder {
         ApiServerBuilder::default()
     }

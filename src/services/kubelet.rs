@@ -33,7 +33,6 @@ impl Kubelet<()> {
     }
 
     /// Builds the stack with other gates or limits.
-    #[must_use]
     pub fn builder() -> KubeletBuilder {
         KubeletBuilder::default()
     }
