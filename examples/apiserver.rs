@@ -151,6 +151,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let url = server.url()?;
     let kubeconfig = dir.join("kubeconfig");
     kubeconfig::write(&kubeconfig, &url, trusted.as_deref(), &tokens)?;
+    let node_client = pki::files::node_client(dir);
+    kubeconfig::write_for_kubelet(&dir.join("kubelet.kubeconfig"), &url, trusted.as_deref(), &node_client)?;
 
     let authenticator = if flags.insecure {
         Authenticator::anybody_is_admin(Dialect::ApiServer)
