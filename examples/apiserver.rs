@@ -103,7 +103,9 @@ fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
         }
         Next::InProcess(store) => {
             // The kubelet's sessions are counted and drained with ours.
-            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone(), DialErrors::Report);
+            let containers = containers_on(&store, DEMO_NODE);
+            // Who comes there has been let in by this stack.
+            let kubelet = process_kubelet(containers, sessions.clone(), DialErrors::Report, PermitAllLayer);
             mounted(ApiServer::new(sessions, authorize, resolve, InProcess::new(kubelet)))
         }
     }

@@ -1,11 +1,8 @@
 //! The kubelet's stack over processes of this host, layer by layer.
 
-use tower::ServiceBuilder;
+use tower::{Layer, ServiceBuilder};
 use tower_kube_streaming::{
-    layers::{
-        UpgradeDetect, UpgradeDetectLayer,
-        danger::{PermitAll, PermitAllLayer},
-    },
+    layers::{UpgradeDetect, UpgradeDetectLayer},
     port_forward::DialErrors,
     runtime::{Main, ProcessRuntime},
     services::StreamingServer,
@@ -15,10 +12,20 @@ use tower_kube_streaming::{
 use super::objects::Container;
 
 /// `services::Kubelet` builds the same in one call.
-pub type ProcessKubelet = UpgradeDetect<PermitAll<StreamingServer<ProcessRuntime>>>;
+pub type ProcessKubelet<A> = UpgradeDetect<<A as Layer<Leaf>>::Service>;
+type Leaf = StreamingServer<ProcessRuntime>;
 
-/// Serves exec, attach and port-forward of `containers`, whose main processes are started here.
-pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_errors: DialErrors) -> ProcessKubelet {
+/// Serves exec, attach and port-forward of `containers`, whose main processes are started here, to whom the layer
+/// `authorize` lets in.
+pub fn process_kubelet<A>(
+    containers: Vec<Container>,
+    sessions: Sessions,
+    dial_errors: DialErrors,
+    authorize: A,
+) -> ProcessKubelet<A>
+where
+    A: Layer<Leaf>,
+{
     let runtime = containers.into_iter().fold(ProcessRuntime::new(), |runtime, container| {
         let main = Main { command: container.command, tty: container.tty, stdin: container.stdin };
         runtime.container(container.namespace, container.pod, container.name, main)
@@ -26,7 +33,6 @@ pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_erro
     runtime.start();
     ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
-        // Who comes here has been let in: by its certificate at the kubelet, by `authz` in front of the API server.
-        .layer(PermitAllLayer)
+        .layer(authorize)
         .service(StreamingServer::new(runtime).dial_errors(dial_errors))
 }
