@@ -24,19 +24,20 @@ use support::{
     Error, Stack,
     authn::Authenticator,
     client::ApiClient,
-    log_to_stderr, mounted,
+    exposition, log_to_stderr, mounted,
     node::Registration,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
     review::Reviewer,
     say,
     server::{Server, stop_signal},
-    stack::process_kubelet,
+    stack::{Parts, process_kubelet},
     tls,
     tokens::Tokens,
 };
 use tower_kube_streaming::{
     FeatureGates,
+    adapters::prometheus::StreamingMetrics,
     layers::SyntheticAuthzLayer,
     port_forward::DialErrors,
     upgrade::{Dialect, Sessions},
@@ -70,6 +71,9 @@ struct Flags {
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
     #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
     port_forward_errors: PortForwardErrors,
+    /// Feature gates of KEP-4006, as `A=true,B=false`; what is not named is as in Kubernetes 1.36: on.
+    #[arg(long, value_name = "GATES", default_value_t)]
+    feature_gates: FeatureGates,
     /// Serving certificate, and whatever chain it needs.
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
     tls_cert_file: Option<PathBuf>,
@@ -143,16 +147,25 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let api = api_client(&flags)?;
     let reviewer = Reviewer::new(api.clone(), &flags.node_name);
     let sessions = Sessions::default();
+    let metrics = Arc::new(StreamingMetrics::kubelet());
+    let parts = Parts {
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
+        gates: flags.feature_gates,
+        dial_errors: flags.port_forward_errors.into(),
+    };
     let authorize = SyntheticAuthzLayer::new(reviewer.clone()).node_name(flags.node_name.as_str());
-    let dial_errors = flags.port_forward_errors.into();
-    let streams = mounted(process_kubelet(containers, sessions.clone(), dial_errors, authorize));
-    let service = router(store, streams, authenticator, reviewer);
+    let streams = mounted(process_kubelet(containers, parts, authorize));
+    let service = router(store, streams, metrics, reviewer)
+        .layer(authenticator.into_layer())
+        // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
+        .route("/healthz", get(|| async { "ok" }));
 
     say(format_args!("listening on {}", server.url()?));
     match api.filter(|_| flags.register_node) {
         None => say("ready"),
         Some(api) => {
-            let node = Registration::new(api, &flags.node_name, server.address()?, FeatureGates::default())?;
+            let node = Registration::new(api, &flags.node_name, server.address()?, flags.feature_gates)?;
             // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another
             // kubelet of that name may have registered it.
             tokio::spawn(async move { stop.run_until_cancelled(node.keep(|| say("ready"))).await });
@@ -168,9 +181,8 @@ fn api_client(flags: &Flags) -> Result<Option<Arc<ApiClient>>, Error> {
     Ok(file.map(|file| ApiClient::new(&file)).transpose()?.map(Arc::new))
 }
 
-/// The real kubelet's routes, behind authentication and authorization, as there. But `/healthz` is for anybody, and tells
-/// nothing of the API server; the real kubelet has another port for that.
-fn router(store: Arc<Store>, streams: Stack, authenticator: Authenticator, reviewer: Reviewer) -> Router {
+/// The real kubelet's routes, all of them behind authorization, as there.
+fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, reviewer: Reviewer) -> Router {
     let pods = move || {
         let (pods, _) = store.list(Kind::Pod);
         async move { Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods })) }
@@ -182,11 +194,10 @@ fn router(store: Arc<Store>, streams: Stack, authenticator: Authenticator, revie
         .route("/portForward/{*pod}", any_service(streams));
     Router::new()
         .route("/pods", get(pods))
+        .route("/metrics", get(move || async move { exposition(&[metrics]) }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(from_fn(move |request, next| reviewer.clone().guard(request, next)))
         .merge(streams)
-        .layer(authenticator.into_layer())
-        .route("/healthz", get(|| async { "ok" }))
 }
 
 /// Serving certificate and client CA: from the flags, and what they leave open from the data directory.
