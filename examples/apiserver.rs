@@ -109,7 +109,8 @@ fn stack(locate: Locate, next: Next, sessions: Sessions, metrics: Arc<StreamingM
         Next::InProcess(store, metrics) => {
             // The kubelet's sessions are drained with ours.
             let parts = Parts { sessions: sessions.clone(), metrics, gates, dial_errors: DialErrors::Report };
-            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), parts);
+            // Who comes there has been let in by this stack.
+            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), parts, PermitAllLayer);
             mounted(stack.build(sessions, authorize, resolve, InProcess::new(kubelet)))
         }
     }
@@ -157,6 +158,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let url = server.url()?;
     let kubeconfig = dir.join("kubeconfig");
     kubeconfig::write(&kubeconfig, &url, trusted.as_deref(), &tokens)?;
+    let node_client = pki::files::node_client(dir);
+    kubeconfig::write_for_kubelet(&dir.join("kubelet.kubeconfig"), &url, trusted.as_deref(), &node_client)?;
 
     let authenticator = if flags.insecure {
         Authenticator::anybody_is_admin(Dialect::ApiServer)

@@ -15,9 +15,11 @@ use support::{
     Stack,
     api::{self, Api},
     authn::{Authenticator, ClientCertificate, caller_of_certificate},
+    kubeconfig,
     locate::Locate,
     objects::{Store, containers_on},
-    patch, pki,
+    patch,
+    pki::{self, CertAndKey},
     tokens::{self, Tokens},
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
@@ -161,6 +163,30 @@ fn a_client_certificate_names_user_and_groups() {
     assert_eq!(caller.name, "kube-apiserver-kubelet-client");
     assert_eq!(caller.groups, ["system:masters"]);
     assert!(caller_of_certificate(b"not a certificate").is_err());
+
+    let der = CertificateDer::from_pem_file(pki::files::node_client(&dir).cert).unwrap();
+    let caller = caller_of_certificate(&der).unwrap();
+    assert_eq!((&*caller.name, caller.groups), ("system:node:demo-node", vec!["system:nodes".to_owned()]));
+}
+
+#[test]
+fn a_kubelets_kubeconfig_names_its_certificate_by_absolute_paths_and_none_without_tls() {
+    let file = dir("kubelet_kubeconfig").join("kubelet.kubeconfig");
+    let own = CertAndKey { cert: "some/kubelet-client.crt".into(), key: "some/kubelet-client.key".into() };
+    let written = |ca| -> serde_json::Value {
+        kubeconfig::write_for_kubelet(&file, "https://127.0.0.1:6443", ca, &own).unwrap();
+        serde_json::from_slice(&fs::read(&file).unwrap()).unwrap()
+    };
+    let with_tls = written(Some("a CA"));
+    assert_eq!(with_tls["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
+    assert_eq!(with_tls["clusters"][0]["cluster"]["certificate-authority-data"], "YSBDQQ==");
+    let user = &with_tls["users"][0]["user"];
+    for (named, file) in [("client-certificate", "some/kubelet-client.crt"), ("client-key", "some/kubelet-client.key")]
+    {
+        let path = PathBuf::from(user[named].as_str().unwrap());
+        assert!(path.is_absolute() && path.ends_with(file), "{user}");
+    }
+    assert_eq!(written(None)["users"][0]["user"], json!({}));
 }
 
 const PODS: &str = r"

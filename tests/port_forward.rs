@@ -316,7 +316,8 @@ enum Disturbance {
 async fn failing_connections_harm_no_other_of_the_same_forward() -> Outcome {
     let Some(client) = forwarder("1.37", true) else { return Ok(()) };
     let pod = Pod::start().await?;
-    let lab = Lab::start_with(Topology::TwoProcesses, &["--port-forward-errors=isolate"]).await?;
+    let settings = Settings { kubelet: &["--port-forward-errors=isolate"], ..Settings::default() };
+    let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
     let run = Run { lab: &lab, client: &client };
     let mut forward = Forward::start(&run, &[pod.echo, pod.closed, pod.resetting, pod.web]).await?;
     let ports =

@@ -7,6 +7,7 @@
 //! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
 //! | `authn`, `authz` | who is it; may they |
 //! | `objects`, `patch`, `locate` | Nodes and Pods in memory; changes to them; from a pod to its kubelet's URL |
+//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack over processes of this host |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
@@ -18,12 +19,15 @@ pub mod api;
 pub mod at;
 pub mod authn;
 pub mod authz;
+pub mod client;
 pub mod kubeconfig;
 pub mod list;
 pub mod locate;
+pub mod node;
 pub mod objects;
 pub mod patch;
 pub mod pki;
+pub mod review;
 pub mod server;
 pub mod stack;
 pub mod table;
