@@ -6,11 +6,11 @@
 //! cargo run --release --example kubelet -- --data-dir target/demo      # in another shell
 //! ```
 //!
-//! Its one Pod is the demo's, and the containers are **plain processes of this host**.
+//! Its Pods are the demo's, or those of `--pod-manifest-path`; the containers are **plain processes of this host**.
 
 mod support;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fs, io, net::SocketAddr, path::Path, path::PathBuf, process::ExitCode, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -21,7 +21,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use http::StatusCode;
 use serde_json::json;
 use support::{
-    Error, Stack,
+    Context, Error, Stack,
     authn::Authenticator,
     client::ApiClient,
     exposition, log_to_stderr, mounted,
@@ -67,6 +67,9 @@ struct Flags {
     /// What runs the containers.
     #[arg(long, value_enum, default_value_t = RuntimeEndpoint::Process)]
     container_runtime_endpoint: RuntimeEndpoint,
+    /// Directory with the YAML files of this node's Pods, instead of the demo's.
+    #[arg(long, value_name = "DIR")]
+    pod_manifest_path: Option<PathBuf>,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
     #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
@@ -128,7 +131,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if flags.insecure && !flags.listen.ip().is_loopback() {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
-    let store = Arc::new(Store::from_manifests(&[])?);
+    let manifests = flags.pod_manifest_path.as_deref().map(manifests).transpose()?;
+    let store = Arc::new(Store::from_manifests(&manifests.unwrap_or_default())?);
     store.assign_all_pods(&flags.node_name);
     let containers = match flags.container_runtime_endpoint {
         RuntimeEndpoint::Process => containers_on(&store, &flags.node_name),
@@ -172,6 +176,18 @@ async fn run(flags: Flags) -> Result<(), Error> {
         }
     }
     server.serve(service, sessions).await
+}
+
+/// The YAML files of a directory. One without any is a mistake: the demo's Pod is not what was asked for.
+fn manifests(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>).context(dir.display())?;
+    let yaml = |path: &PathBuf| path.extension().is_some_and(|end| end == "yaml" || end == "yml");
+    let mut files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).filter(yaml).collect();
+    files.sort();
+    if files.is_empty() {
+        return Err(format!("{}: there is no YAML file", dir.display()).into());
+    }
+    Ok(files)
 }
 
 /// The API server of this kubelet; none where no flag names one.

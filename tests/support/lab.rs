@@ -104,6 +104,16 @@ impl Lab {
         Ok(())
     }
 
+    /// Another API server, with the same files and other flags. It writes its own kubeconfigs over those that are there.
+    pub async fn another_apiserver(&self, flags: &[&str]) -> Outcome<Process> {
+        start("apiserver", &self.always, flags).await
+    }
+
+    /// Another kubelet, with the same files and other flags.
+    pub async fn another_kubelet(&self, flags: &[&str]) -> Outcome<Process> {
+        start("kubelet", &["--data-dir".into(), self.data.clone().into()], flags).await
+    }
+
     /// The API server's log lines of sessions that have ended.
     pub fn sessions(&self) -> Vec<Session> {
         sessions_in(&self.apiserver.stderr.text())
