@@ -53,6 +53,51 @@ const FORWARDERS: Matrix = &[
     ("1.37", &[], true),
 ];
 
+/// Who is tested against every pair of gates: how it runs exec, and how it forwards. 1.29 knows no other forward than
+/// SPDY's, and 1.30 has to be asked for the other.
+const SKEW: &[(&str, Env, bool, bool)] = &[
+    ("1.20", &[], false, false),
+    ("1.28", &[], false, false),
+    ("1.29", &[(EXEC, "true")], true, false),
+    ("1.30", &[], true, false),
+    ("1.31", &[], true, true),
+    ("1.33", &[], true, true),
+    ("1.35", &[], true, true),
+    ("1.36", &[], true, true),
+    ("1.37", &[(EXEC, "false"), (PORT_FORWARD, "false")], false, false),
+    ("1.37", &[], true, true),
+];
+
+/// One kubectl of the skew matrix.
+#[derive(Clone, Debug)]
+pub struct SkewClient {
+    exec: Client,
+    forward: Client,
+}
+
+impl SkewClient {
+    /// As it forwards ports, or as it does all else.
+    pub fn of(&self, port_forward: bool) -> &Client {
+        if port_forward { &self.forward } else { &self.exec }
+    }
+}
+
+impl fmt::Display for SkewClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let env: Vec<String> = self.exec.env.iter().map(|(_, value)| format!("={value}")).collect();
+        write!(f, "kubectl {}{}", self.exec.version, env.concat())
+    }
+}
+
+/// The clients of the skew matrix, chosen as [`clients`] are.
+pub fn skew_clients() -> Vec<SkewClient> {
+    let row = |asks: fn(&(&'static str, Env, bool, bool)) -> bool| {
+        let rows: Vec<_> = SKEW.iter().map(|row| (row.0, row.1, asks(row))).collect();
+        choose(&rows)
+    };
+    row(|row| row.2).into_iter().zip(row(|row| row.3)).map(|(exec, forward)| SkewClient { exec, forward }).collect()
+}
+
 /// A kubectl of one version, in one environment.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -82,7 +127,7 @@ pub fn forwarders() -> Vec<Client> {
     choose(FORWARDERS)
 }
 
-fn choose(matrix: Matrix) -> Vec<Client> {
+fn choose(matrix: &[(&'static str, Env, bool)]) -> Vec<Client> {
     let dir = directory();
     let asked = env::var("KUBECTL_VERSIONS").unwrap_or_default();
     let mut clients: Vec<Client> = matrix
