@@ -24,6 +24,7 @@ use support::{
     log_to_stderr, mounted,
     objects::{Store, containers_on},
     pki::{self, CertAndKey},
+    rbac::RbacAuthorizer,
     say,
     server::{Server, stop_signal},
     stack::process_kubelet,
@@ -31,7 +32,7 @@ use support::{
 };
 use tower_kube_streaming::{
     adapters::rustls::TlsConnect,
-    layers::danger::PermitAllLayer,
+    layers::SyntheticAuthzLayer,
     port_forward::DialErrors,
     services::{ApiServer, InProcess, UpgradeProxy},
     upgrade::{Dialect, SessionLimits, Sessions, Target},
@@ -50,7 +51,8 @@ struct Flags {
     /// Plain HTTP, and every caller is an administrator. Loopback addresses only.
     #[arg(long)]
     insecure: bool,
-    /// YAML with Nodes and Pods, instead of the demo's and of its kubelet. May be repeated.
+    /// YAML with Nodes, Pods, Roles, ClusterRoles and their bindings, instead of the demo's and of its kubelet. May be
+    /// repeated.
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
     /// Bearer tokens, a line each: token,user,uid,"group1,group2".
@@ -92,10 +94,9 @@ enum Next {
 }
 
 /// The streaming stack of an API server.
-fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
+fn stack(rbac: RbacAuthorizer, locate: Locate, next: Next, sessions: Sessions) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
-    // `support::authz` has authorized every request that comes here.
-    let authorize = PermitAllLayer;
+    let authorize = SyntheticAuthzLayer::new(rbac);
     match next {
         Next::Kubelets(connect, limits) => {
             let leaf = UpgradeProxy::new(connect).limits(limits);
@@ -161,7 +162,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
-    let streams = stack(locate, next(&flags, &store)?, sessions.clone());
+    let rbac = RbacAuthorizer::new(store.clone());
+    let streams = stack(rbac, locate, next(&flags, &store)?, sessions.clone());
     let service = api::router(Api { store, stop }, streams, authenticator);
 
     say(format_args!("listening on {url}"));

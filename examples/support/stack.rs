@@ -26,7 +26,8 @@ pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_erro
     runtime.start();
     ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
-        // Who comes here has been let in: by its certificate at the kubelet, by `authz` in front of the API server.
+        // Who comes here has been let in: by its certificate at the kubelet, or by the API server's stack, which is in
+        // front of this one where both are one process.
         .layer(PermitAllLayer)
         .service(StreamingServer::new(runtime).dial_errors(dial_errors))
 }
