@@ -297,7 +297,8 @@ fn server(yaml: &str, declared: bool) -> Router {
     let tokens = tokens::load(&file(tokens)).unwrap();
     let authenticator = Authenticator::known(Tokens::new(&tokens), Dialect::ApiServer);
     let streams = service_fn(async |_: Request<Body>| Ok(http::Response::new(Body::empty())));
-    api::router(Api { store, stop: CancellationToken::new() }, Stack::new(streams), authenticator)
+    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new() };
+    api::router(api, Stack::new(streams), authenticator)
 }
 
 async fn send(server: &mut Router, token: &str, method: &str, path: &str, kind: &str, body: Vec<u8>) -> (u16, Value) {

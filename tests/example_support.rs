@@ -303,7 +303,8 @@ fn server(test: &str) -> axum::Router {
         .service(service_fn(async |_request: Request<Body>| {
             Ok(Response::builder().status(StatusCode::IM_A_TEAPOT).body(Body::empty()).unwrap())
         }));
-    api::router(Api { store, stop: CancellationToken::new() }, Stack::new(streams), known(test))
+    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new() };
+    api::router(api, Stack::new(streams), known(test))
 }
 
 async fn ask(server: &mut axum::Router, method: &str, path: &str, token: &str) -> (u16, String) {

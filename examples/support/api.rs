@@ -13,13 +13,16 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tower_kube_streaming::upgrade::{Dialect, Refusal};
+use tower_kube_streaming::{
+    adapters::prometheus::StreamingMetrics,
+    upgrade::{Dialect, Refusal},
+};
 
 use super::{
     Stack,
     at::At,
     authn::Authenticator,
-    authz,
+    authz, exposition,
     list::{ListQuery, list},
     objects::{Kind, Refused, Store},
     patch,
@@ -31,6 +34,8 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Api {
     pub store: Arc<Store>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<[Arc<StreamingMetrics>]>,
     /// Ends watches when the server stops.
     pub stop: CancellationToken,
 }
@@ -38,6 +43,7 @@ pub struct Api {
 /// The whole server: `streams` answers the three subresources that are streams, and authorizes them itself. All else is
 /// authorized here, also what is not found or not allowed: who may not ask is not told.
 pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router {
+    let metrics = api.metrics.clone();
     let streams = ["exec", "attach", "portforward"].into_iter().fold(Router::new(), |router, subresource| {
         let path = format!("/api/v1/namespaces/{{namespace}}/pods/{{name}}/{subresource}");
         router.route(&path, any_service(streams.clone()))
@@ -57,6 +63,7 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         .route("/api/v1/namespaces/{namespace}/pods/{name}/status", one())
         .merge(reviews::routes())
         .with_state(api)
+        .route("/metrics", get(|| async move { exposition(&metrics) }))
         .fallback(|| async { Failure(not_found()) })
         .method_not_allowed_fallback(|| async { Failure(method_not_allowed()) })
         .layer(from_fn_with_state(rbac, authz::authorize));
