@@ -33,7 +33,7 @@ pub use super::adapt::ResponseFuture;
 use super::adapt::{self, Client, X_STREAM_PROTOCOL_VERSION};
 use crate::{
     remote_command::{Version, relay},
-    upgrade::{SessionLimits, Subresource, take, upgrade_names},
+    upgrade::{Cause, SessionLimits, Subresource, take, upgrade_names},
     websocket::handshake,
 };
 
@@ -116,7 +116,7 @@ fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
             Ok((upstream, version)) => {
                 relay::run(client, upstream, version, &target.options, &limits, settling, drain).await
             }
-            Err(why) => relay::fail(client, &why, &limits, settling).await,
+            Err(why) => relay::fail(client, Cause::Handshake, &why, &limits, settling).await,
         }
     });
     adapt::switching_protocols(accept, HeaderValue::from_static(Version::V5.name()))
