@@ -111,7 +111,7 @@ where
         Ok(key) => handshake::accept_key(key),
         Err(bad) => {
             tracing::info!(
-                leg = Leg::Handshake.as_str(), subresource = %target.subresource, pod.namespace = ?target.namespace,
+                leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
                 pod.name = ?target.pod, why = %bad, "stream refused",
             );
             return ResponseFuture(State::Refused(Some(refuse_handshake(bad, target.dialect))));

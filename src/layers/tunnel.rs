@@ -118,7 +118,7 @@ where
 fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
     let leaf = take(inner.extensions_mut());
     let refuse = |why: String| {
-        tracing::warn!(leg = Leg::Handshake.as_str(), %why, "the next hop gave no usable answer");
+        tracing::warn!(leg = %Leg::Handshake, %why, "the next hop gave no usable answer");
         Refusal::internal(format!("unable to upgrade: {why}")).into_response(client.target.dialect)
     };
     let headers = inner.headers();

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
-use super::{Caller, Cause, End, Leg, Report, Target};
+use super::{Caller, Cause, End, Report, Target};
 
 /// All sessions of one server: counts them, asks them to end, waits for them. Clones are the same server.
 #[derive(Clone, Debug, Default)]
@@ -221,8 +221,8 @@ impl Drop for Log {
             bytes.out = report.bytes.to_client(),
             end = ?report.end,
             exit,
-            cause = report.cause.as_str(),
-            leg = report.cause.leg().map(Leg::as_str),
+            cause = %report.cause,
+            leg = report.cause.leg().map(tracing::field::display),
             detail = %report.detail,
             seconds = self.started.elapsed().as_secs_f64(),
             "session ended",

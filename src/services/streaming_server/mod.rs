@@ -183,7 +183,7 @@ fn permit(extensions: &Extensions) -> Option<Arc<Target>> {
 fn refused_here(target: Option<&Target>, refusal: Answer) -> Answer {
     if let Some(target) = target {
         tracing::info!(
-            leg = Leg::Handshake.as_str(), subresource = %target.subresource, pod.namespace = ?target.namespace,
+            leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
             pod.name = ?target.pod, code = refusal.status().as_u16(), "stream refused",
         );
     }

@@ -126,7 +126,7 @@ impl<C: Connect> UpgradeProxy<C> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // Over WebSocket, 400 and 403 mostly mean that the hop does not speak it, whatever was said of it.
             tracing::info!(
-                leg = Leg::Handshake.as_str(), subresource = %target.subresource, pod.namespace = ?target.namespace,
+                leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
                 pod.name = ?target.pod, websocket, code = response.status().as_u16(),
                 "the next hop refused the stream",
             );
@@ -210,7 +210,7 @@ pub(in crate::services) fn upgrade_required(dialect: Dialect) -> Refusal {
 
 fn bad_gateway(target: &Target, message: String, cause: &dyn fmt::Debug) -> Refusal {
     tracing::warn!(
-        leg = Leg::Handshake.as_str(), subresource = %target.subresource, pod.namespace = ?target.namespace,
+        leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
         pod.name = ?target.pod, ?cause,
         "the next hop cannot be reached, or gave no usable answer",
     );
