@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 use tower_kube_streaming::{
-    upgrade::{End, Io, Pending, Report},
+    upgrade::{Cause, End, Io, Pending, Report},
     websocket::{Head, Opcode},
 };
 
@@ -71,7 +71,7 @@ pub async fn end_of(pending: Pending) -> Io {
     let (give, take) = oneshot::channel();
     pending.spawn(move |io, _| async move {
         let _ = give.send(io);
-        Report::new(End::Carried, "")
+        Report::new(End::Carried, Cause::Finished, "")
     });
     take.await.expect("a side in this process has a connection")
 }

@@ -25,7 +25,7 @@ use crate::{
     gates::{FeatureGates, Gate},
     remote_command::over_websocket::{refuse_handshake, settling},
     upgrade::{
-        Dialect, Pending, Permit, Refusal, Route, Session, SessionLimits, Subresource, Target, is_upgrade,
+        Dialect, Leg, Pending, Permit, Refusal, Route, Session, SessionLimits, Subresource, Target, is_upgrade,
         is_websocket, take,
     },
     websocket::handshake,
@@ -109,7 +109,13 @@ where
     set_route(request.extensions(), Route::Adapted);
     let accept = match handshake::check_request(request.method(), request.version(), request.headers()) {
         Ok(key) => handshake::accept_key(key),
-        Err(bad) => return ResponseFuture(State::Refused(Some(refuse_handshake(bad, target.dialect)))),
+        Err(bad) => {
+            tracing::info!(
+                leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
+                pod.name = ?target.pod, why = %bad, "stream refused",
+            );
+            return ResponseFuture(State::Refused(Some(refuse_handshake(bad, target.dialect))));
+        }
     };
     let Some(side) = take(request.extensions_mut()) else { return ResponseFuture::forwarded(inner.call(request)) };
     let settling = settling(request.headers());

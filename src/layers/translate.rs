@@ -34,7 +34,7 @@ use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
     gates::{FeatureGates, Gate},
     remote_command::{Version, relay},
-    upgrade::{SessionLimits, Subresource, take, upgrade_names},
+    upgrade::{Cause, SessionLimits, Subresource, take, upgrade_names},
     websocket::handshake,
 };
 
@@ -133,7 +133,7 @@ fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
             Ok((upstream, version)) => {
                 relay::run(client, upstream, version, &target.options, &limits, settling, drain).await
             }
-            Err(why) => relay::fail(client, &why, &limits, settling).await,
+            Err(why) => relay::fail(client, Cause::Handshake, &why, &limits, settling).await,
         }
     });
     adapt::switching_protocols(accept, HeaderValue::from_static(Version::V5.name()))

@@ -34,7 +34,7 @@ use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
     gates::{FeatureGates, Gate},
     port_forward::tunnel,
-    upgrade::{End, Refusal, Report, SessionLimits, Subresource, list, take, upgrade_names},
+    upgrade::{Cause, End, Leg, Refusal, Report, SessionLimits, Subresource, list, take, upgrade_names},
 };
 
 /// Layer that applies [`Tunnel`]. See the [module docs](self).
@@ -118,7 +118,7 @@ where
 fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
     let leaf = take(inner.extensions_mut());
     let refuse = |why: String| {
-        tracing::warn!(%why, "the next hop gave no usable answer");
+        tracing::warn!(leg = %Leg::Handshake, %why, "the next hop gave no usable answer");
         Refusal::internal(format!("unable to upgrade: {why}")).into_response(client.target.dialect)
     };
     let headers = inner.headers();
@@ -139,7 +139,9 @@ fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
     client.side.spawn(move |client, drain| async move {
         match leaf.into_io().await {
             Ok(upstream) => tunnel::relay(client, upstream, &limits, drain).await,
-            Err(error) => Report::new(End::Error, format!("the next hop's connection was lost: {error}")),
+            Err(error) => {
+                Report::new(End::Error, Cause::Handshake, format!("the next hop's connection was lost: {error}"))
+            }
         }
     });
     adapt::switching_protocols(client.accept, protocol)

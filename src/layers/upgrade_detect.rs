@@ -38,8 +38,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower::{Layer, Service};
 
-use super::feature_routing::Hop;
 pub use super::future::ResponseFuture;
+use super::{feature_routing::Hop, metrics::Recorder};
 use crate::upgrade::{Caller, Dialect, Permit, Session, Sessions, StreamRequest, Target};
 
 /// Layer that applies [`UpgradeDetect`]. See the [module docs](self).
@@ -91,6 +91,7 @@ where
         extensions.remove::<Permit>();
         extensions.remove::<StreamRequest>();
         extensions.remove::<Hop>();
+        extensions.remove::<Recorder>();
         let target = match Target::parse(*dialect, request.method(), request.uri()) {
             None => return ResponseFuture::forwarded(self.inner.call(request)),
             Some(Err(refusal)) => return ResponseFuture::refused(refusal.into_response(*dialect)),

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::{PROTOCOL, TUNNEL, messages};
 use crate::{
     upgrade::{
-        End, Report, SessionLimits,
+        Cause, End, Report, SessionLimits, Traffic,
         buffer::{BUFFER, Buffer, LONGEST_MESSAGE},
         clock::{self, Due},
         side::Side,
@@ -92,14 +92,13 @@ where
         over: None,
         quiet: 0,
         farewell: 0,
-        bytes_in: 0,
-        bytes_out: 0,
+        bytes: Traffic::default(),
     };
     let mut drained = pin!(drain.cancelled());
     let mut timer = pin!(sleep_until(clock::first()));
     poll_fn(|cx| {
         if tunnel.over.is_none() && drained.as_mut().poll(cx).is_ready() {
-            tunnel.close(GOING_AWAY, End::Error, "the server is shutting down");
+            tunnel.close(GOING_AWAY, End::Error, Cause::Drain, "the server is shutting down");
         }
         loop {
             if let Poll::Ready(report) = tunnel.poll(cx) {
@@ -135,13 +134,12 @@ struct Tunnel<C, U> {
     /// The client has said Close 1000: it sends no more, and may still read.
     client_ended: bool,
     /// How it ended. What is left is to write what waits, and to close.
-    over: Option<(End, Cow<'static, str>)>,
+    over: Option<(End, Cause, Cow<'static, str>)>,
     /// Ticks without a byte of payload.
     quiet: u32,
     /// Ticks since it is over and the client has been sent all there is.
     farewell: u32,
-    bytes_in: u64,
-    bytes_out: u64,
+    bytes: Traffic,
 }
 
 impl<C, U> Tunnel<C, U>
@@ -162,12 +160,11 @@ where
         if self.over.is_none() || self.client.poll_close(cx, true).is_pending() || !upstream {
             return Poll::Pending;
         }
-        let (end, cause) = self.over.take().unwrap_or((End::Carried, "".into()));
-        let mut report = Report::new(end, cause);
+        let (end, cause, detail) = self.over.take().unwrap_or((End::Carried, Cause::Finished, "".into()));
+        let mut report = Report::new(end, cause, detail);
         report.protocol_in = TUNNEL.into();
         report.protocol_out = PROTOCOL.into();
-        report.bytes_in = self.bytes_in;
-        report.bytes_out = self.bytes_out;
+        report.bytes = self.bytes;
         Poll::Ready(report)
     }
 
@@ -187,7 +184,7 @@ where
                 Poll::Ready(Ok((buffer, read))) if read > 0 => self.take_messages(buffer, read),
                 // Behind the end it may still read what we have for it.
                 Poll::Ready(_) if self.over.is_some() => {}
-                Poll::Ready(_) => self.client_gone("the client's connection ended"),
+                Poll::Ready(_) => self.client_gone(Cause::ClientLost, "the client's connection ended"),
             }
             progress = true;
         }
@@ -202,7 +199,7 @@ where
                 break;
             }
             if self.client.mute && self.over.is_none() {
-                self.client_gone("the client's connection broke");
+                self.client_gone(Cause::ClientLost, "the client's connection broke");
                 // The other half has to end now.
                 progress = true;
             }
@@ -213,7 +210,7 @@ where
                 Poll::Pending => break,
                 Poll::Ready(Ok((buffer, read))) if read > 0 => {
                     self.quiet = 0;
-                    self.bytes_out += read as u64;
+                    self.bytes.carried_out += read as u64;
                     for start in (0..read).step_by(LONGEST_MESSAGE) {
                         let message = start..read.min(start + LONGEST_MESSAGE);
                         let head = Head::new(Opcode::Binary, message.len(), None);
@@ -221,11 +218,18 @@ where
                     }
                     self.client.out.keep(buffer);
                 }
-                Poll::Ready(Ok(_)) if self.client_ended => self.close(NORMAL, End::Carried, "both sides have ended"),
-                Poll::Ready(Ok(_)) => self.close(NORMAL, End::Carried, "the next hop ended"),
+                Poll::Ready(Ok(_)) if self.client_ended => {
+                    self.close(NORMAL, End::Carried, Cause::Finished, "both sides have ended");
+                }
+                Poll::Ready(Ok(_)) if self.bytes.carried_out == 0 => {
+                    let detail = "the next hop ended before it had said anything";
+                    self.close(NORMAL, End::Error, Cause::Handshake, detail);
+                }
+                Poll::Ready(Ok(_)) => self.close(NORMAL, End::Carried, Cause::Finished, "the next hop ended"),
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "reading from the next hop failed");
-                    self.close(INTERNAL_ERROR, End::Error, "the connection to the next hop was lost");
+                    let detail = "the connection to the next hop was lost";
+                    self.close(INTERNAL_ERROR, End::Error, Cause::UpstreamLost, detail);
                 }
             }
             progress = true;
@@ -242,7 +246,8 @@ where
                 Ok(step) => step,
                 Err(error) => {
                     tracing::debug!(%error, "the client broke the protocol");
-                    self.close(error.close_code(), End::Error, format!("websocket: {error}"));
+                    let detail = format!("websocket: {error}");
+                    self.close(error.close_code(), End::Error, Cause::ClientProtocol, detail);
                     break;
                 }
             };
@@ -252,10 +257,11 @@ where
                         // A known bug for the fuzz target `tunnel` to find: an empty message is taken for the end.
                         self.client_closed(Some(NORMAL));
                     } else if data.text {
-                        self.close(UNSUPPORTED, End::Error, "the client sent text, where only binary messages are");
+                        let detail = "the client sent text, where only binary messages are";
+                        self.close(UNSUPPORTED, End::Error, Cause::ClientProtocol, detail);
                     } else if !data.range.is_empty() && !self.upstream.mute {
                         self.quiet = 0;
-                        self.bytes_in += data.range.len() as u64;
+                        self.bytes.carried_in += data.range.len() as u64;
                         let range = data.range.start + at..data.range.end + at;
                         self.upstream.out.batch().push(&mut buffer[..read], 0, range, false);
                     }
@@ -284,26 +290,27 @@ where
             self.quiet = 0;
         } else {
             // It is told its own code back, as RFC 6455, 5.5.1 has it.
-            self.close(code.unwrap_or(NORMAL), End::ClientGone, "the client closed with an error");
+            let code = code.unwrap_or(NORMAL);
+            self.close(code, End::ClientGone, Cause::ClientClosed, "the client closed with an error");
         }
     }
 
     /// Nothing more is read from upstream. The client is told so behind all that was.
-    fn close(&mut self, code: u16, end: End, cause: impl Into<Cow<'static, str>>) {
+    fn close(&mut self, code: u16, end: End, cause: Cause, detail: impl Into<Cow<'static, str>>) {
         if self.over.is_none() {
             self.client.out.push_tail(&ControlFrame::close(code, "", None));
-            self.over = Some((end, cause.into()));
+            self.over = Some((end, cause, detail.into()));
             self.quiet = 0;
         }
     }
 
     /// Nobody hears upstream any more. What the client has said still gets there.
-    fn client_gone(&mut self, cause: &'static str) {
+    fn client_gone(&mut self, cause: Cause, detail: &'static str) {
         self.client.deaf = true;
         self.client.mute = true;
         self.client.out.clear();
         if self.over.is_none() {
-            self.over = Some((End::ClientGone, cause.into()));
+            self.over = Some((End::ClientGone, cause, detail.into()));
             self.quiet = 0;
         }
     }
@@ -316,15 +323,16 @@ where
             // A client that takes the rest slowly has time; one that has all of it has not.
             self.farewell = if self.client.out.is_empty() { self.farewell + 1 } else { 0 };
             if self.farewell >= self.farewell_in || self.quiet >= self.idle {
-                self.client_gone("");
+                self.client_gone(Cause::ClientSilent, "");
                 self.upstream.mute = true;
             }
         } else if self.client_ended && self.quiet >= self.linger {
-            self.close(NORMAL, End::Carried, "the client ended, and the next hop had no more to say");
+            let detail = "the client ended, and the next hop had no more to say";
+            self.close(NORMAL, End::Carried, Cause::Finished, detail);
         } else if self.quiet >= self.idle {
-            self.close(GOING_AWAY, End::Error, "nothing was sent for too long");
+            self.close(GOING_AWAY, End::Error, Cause::Idle, "nothing was sent for too long");
         } else if due == Due::Dead {
-            self.client_gone("the client was silent for too long");
+            self.client_gone(Cause::ClientSilent, "the client was silent for too long");
         } else if due == Due::Ping && !self.client_ended && self.client.out.front_len() == 0 {
             self.client.out.push_front(&ControlFrame::ping(&Payload::default(), None));
         }

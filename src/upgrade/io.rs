@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use super::{Report, Session};
+use super::{Cause, End, Report, Session};
 use crate::error::{Error, Initiator, Kind as ErrorKind};
 
 /// Bytes that may lie between two services of one process, each way.
@@ -104,7 +104,9 @@ impl Pending {
         session.spawn(move |drain| async move {
             match side.into_io().await {
                 Ok(io) => run(io, drain).await,
-                Err(error) => Report::new(super::End::Error, format!("the client's 101 was not sent: {error}")),
+                Err(error) => {
+                    Report::new(End::Error, Cause::Handshake, format!("the client's 101 was not sent: {error}"))
+                }
             }
         });
     }

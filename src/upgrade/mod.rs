@@ -11,6 +11,7 @@
 
 pub(crate) mod buffer;
 mod caller;
+mod cause;
 pub(crate) mod clock;
 mod grammar;
 mod headers;
@@ -25,6 +26,7 @@ pub(crate) mod side;
 mod target;
 
 pub use caller::{Caller, ClientAddr};
+pub use cause::{Cause, Leg};
 pub(crate) use grammar::parse_port;
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 #[cfg(test)]
@@ -33,7 +35,7 @@ pub use io::{Io, Pending, accept, take};
 pub use limits::SessionLimits;
 pub(crate) use permit::permitted;
 pub use permit::{Permit, StreamRequest};
-pub use refusal::Refusal;
-pub use report::{End, Report};
+pub use refusal::{DialFailed, Refusal};
+pub use report::{End, Report, Traffic};
 pub use session::{Route, Session, Sessions};
 pub use target::{Dialect, StreamOptions, Subresource, Target};

@@ -96,3 +96,8 @@ impl Refusal {
         status.to_json() + "\n"
     }
 }
+/// In the extensions of a response: it is a refusal because the next hop could not be dialled. A leaf that dials puts it
+/// there ([`UpgradeProxy`](crate::services::UpgradeProxy) does), for [`Metrics`](crate::layers::Metrics), which counts
+/// that apart and takes it out.
+#[derive(Clone, Copy, Debug)]
+pub struct DialFailed;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::Cause;
+
 /// How a session ended: what its log line says, and what metrics count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -10,14 +12,48 @@ pub struct Report {
     pub protocol_in: Cow<'static, str>,
     /// Protocol spoken with the next hop, as negotiated; empty where the session ran here.
     pub protocol_out: Cow<'static, str>,
-    /// Bytes from the client: payload where it is known, else as carried.
-    pub bytes_in: u64,
-    /// Bytes to the client: payload where it is known, else as carried.
-    pub bytes_out: u64,
+    /// What it carried.
+    pub bytes: Traffic,
     /// How it ended.
     pub end: End,
-    /// Why, in a few words for operators. Never bytes of the stream.
-    pub cause: Cow<'static, str>,
+    /// Why.
+    pub cause: Cause,
+    /// What exactly happened, in a few words for the log. Never bytes of the stream.
+    pub detail: Cow<'static, str>,
+}
+
+/// Bytes of a session, for each of its streams as far as they are told apart: payload, or what was carried unread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// From the client to the command.
+    pub stdin: u64,
+    /// From the command to the client.
+    pub stdout: u64,
+    /// From the command to the client.
+    pub stderr: u64,
+    /// From the client into the connections of a port-forward.
+    pub data_in: u64,
+    /// Out of the connections of a port-forward to the client.
+    pub data_out: u64,
+    /// From the client, passed on unread: heads and control included.
+    pub carried_in: u64,
+    /// To the client, passed on unread: heads and control included.
+    pub carried_out: u64,
+}
+
+impl Traffic {
+    /// All bytes from the client.
+    #[must_use]
+    pub fn from_client(&self) -> u64 {
+        self.stdin + self.data_in + self.carried_in
+    }
+
+    /// All bytes to the client.
+    #[must_use]
+    pub fn to_client(&self) -> u64 {
+        self.stdout + self.stderr + self.data_out + self.carried_out
+    }
 }
 
 /// How a session ended.
@@ -38,7 +74,8 @@ pub enum End {
 
 impl Report {
     /// A report with nothing counted.
-    pub fn new(end: End, cause: impl Into<Cow<'static, str>>) -> Self {
-        Self { protocol_in: "".into(), protocol_out: "".into(), bytes_in: 0, bytes_out: 0, end, cause: cause.into() }
+    pub fn new(end: End, cause: Cause, detail: impl Into<Cow<'static, str>>) -> Self {
+        let bytes = Traffic::default();
+        Self { protocol_in: "".into(), protocol_out: "".into(), bytes, end, cause, detail: detail.into() }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
-use super::{Caller, End, Report, Target};
+use super::{Caller, Cause, End, Report, Target};
 
 /// All sessions of one server: counts them, asks them to end, waits for them. Clones are the same server.
 #[derive(Clone, Debug, Default)]
@@ -174,7 +174,9 @@ impl Session {
             let mut log = Log { session: self, started: Instant::now(), report: None };
             tokio::select! {
                 report = run(drain) => log.report = Some(report),
-                () = kill.cancelled() => log.report = Some(Report::new(End::Error, "cut: the server is shutting down")),
+                () = kill.cancelled() => {
+                    log.report = Some(Report::new(End::Error, Cause::Cut, "the server did not wait any longer"));
+                }
             }
         };
         tracker.spawn(task.instrument(span));
@@ -194,7 +196,10 @@ struct Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let report = self.report.take().unwrap_or_else(|| Report::new(End::Error, "aborted"));
+        let report = self
+            .report
+            .take()
+            .unwrap_or_else(|| Report::new(End::Error, Cause::Aborted, "the session's task was dropped"));
         self.session.tell(&report);
         let Some((caller, target)) = &self.session.0.about else { return };
         let exit = match report.end {
@@ -212,11 +217,13 @@ impl Drop for Log {
             tty = target.options.tty,
             protocol.in = %report.protocol_in,
             protocol.out = %report.protocol_out,
-            bytes.in = report.bytes_in,
-            bytes.out = report.bytes_out,
+            bytes.in = report.bytes.from_client(),
+            bytes.out = report.bytes.to_client(),
             end = ?report.end,
             exit,
             cause = %report.cause,
+            leg = report.cause.leg().map(tracing::field::display),
+            detail = %report.detail,
             seconds = self.started.elapsed().as_secs_f64(),
             "session ended",
         );
@@ -241,7 +248,7 @@ mod tests {
     const FAREWELL: Duration = Duration::from_secs(20);
 
     fn report() -> Report {
-        Report::new(End::Success, "over")
+        Report::new(End::Success, Cause::Finished, "over")
     }
 
     fn of(sessions: &Sessions) -> Session {

@@ -12,8 +12,8 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    layers::{MetricsLayer, UpgradeDetectLayer, danger::PermitAllLayer},
-    upgrade::{Dialect, Sessions, accept},
+    layers::{MetricsLayer, UpgradeDetectLayer, danger::PermitAllLayer, metrics::Protocol},
+    upgrade::{Dialect, Sessions, Traffic, accept},
 };
 
 const EXEC: &str = "/api/v1/namespaces/default/pods/demo/exec?command=date&stdout=true";
@@ -47,8 +47,8 @@ fn stream(subresource: Subresource, protocol: Protocol, route: Route) -> Stream 
 }
 
 fn report(end: End) -> Report {
-    let mut report = Report::new(end, "over");
-    (report.bytes_in, report.bytes_out) = (5, 70);
+    let mut report = Report::new(end, Cause::Finished, "over");
+    (report.bytes.stdin, report.bytes.stdout) = (5, 70);
     report
 }
 
@@ -78,8 +78,9 @@ fn a_translated_session_counts_under_both_names_and_leaves_the_gauge_at_zero() {
             r#"apiserver_streaming_sessions_ended_total{subresource="exec",proxy_type="translated_or_tunneled",end="exit_code"}"#,
             1.0,
         ),
-        (r#"apiserver_streaming_bytes_total{subresource="exec",direction="in"}"#, 5.0),
-        (r#"apiserver_streaming_bytes_total{subresource="exec",direction="out"}"#, 70.0),
+        (r#"apiserver_streaming_bytes_total{subresource="exec",stream="stdin",direction="in"}"#, 5.0),
+        (r#"apiserver_streaming_bytes_total{subresource="exec",stream="stdout",direction="out"}"#, 70.0),
+        (r#"apiserver_streaming_close_causes_total{cause="finished"}"#, 1.0),
         (r#"apiserver_streaming_session_duration_seconds_sum{proxy_type="translated_or_tunneled"}"#, 7.0),
         (r#"apiserver_streaming_session_duration_seconds_count{proxy_type="translated_or_tunneled"}"#, 1.0),
     ];
@@ -249,8 +250,10 @@ async fn a_stack_counts_what_is_refused_what_ends_and_what_is_cut() {
             (r#"apiserver_streaming_refused_requests_total{subresource="exec",code="429"}"#, 1.0),
             (&ended("success"), 1.0),
             (&ended("error"), 1.0),
-            (r#"apiserver_streaming_bytes_total{subresource="exec",direction="in"}"#, 5.0),
-            (r#"apiserver_streaming_bytes_total{subresource="exec",direction="out"}"#, 70.0),
+            (r#"apiserver_streaming_close_causes_total{cause="finished"}"#, 1.0),
+            (r#"apiserver_streaming_close_causes_total{cause="cut"}"#, 1.0),
+            (r#"apiserver_streaming_bytes_total{subresource="exec",stream="stdin",direction="in"}"#, 5.0),
+            (r#"apiserver_streaming_bytes_total{subresource="exec",stream="stdout",direction="out"}"#, 70.0),
             (r#"apiserver_streaming_session_duration_seconds_sum{proxy_type="proxied"}"#, 44.0),
             (r#"apiserver_streaming_session_duration_seconds_count{proxy_type="proxied"}"#, 2.0),
             (r#"apiserver_streaming_upgrade_duration_seconds_count{subresource="exec",result="success"}"#, 2.0),
@@ -269,7 +272,7 @@ fn every_name_has_its_head_once_and_every_series_is_there_from_the_start() {
     }
     let after = api_server.render();
     assert_eq!(names(&before), names(&after), "what a next hop answers makes no series");
-    assert_eq!((names(&before).len(), names(&kubelet.render()).len()), (249, 218));
+    assert_eq!((names(&before).len(), names(&kubelet.render()).len()), (301, 270));
     let text = before + &kubelet.render();
     let all = names(&text);
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "a series is there twice");
@@ -320,4 +323,70 @@ fn a_histogram_is_cumulative_and_its_bounds_include_their_value() {
             "+Inf\"} 4",
         ]
     );
+}
+
+#[test]
+fn a_tunnels_failed_dial_is_a_502_to_the_tunnel_and_what_the_client_got_elsewhere() {
+    let metrics = StreamingMetrics::api_server();
+    let failed = Answer::DialFailed(StatusCode::INTERNAL_SERVER_ERROR);
+    metrics.answered(stream(Subresource::PortForward, Protocol::Tunnel, Route::Adapted), failed, SECOND);
+    metrics.answered(stream(Subresource::Exec, Protocol::V5, Route::Adapted), failed, SECOND);
+    let counted = counted(&metrics);
+    for name in [
+        r#"apiserver_stream_tunnel_requests_total{code="502"}"#,
+        r#"apiserver_stream_translator_requests_total{code="500"}"#,
+        r#"apiserver_streaming_refused_requests_total{subresource="portforward",code="500"}"#,
+        r#"apiserver_streaming_refused_requests_total{subresource="exec",code="500"}"#,
+        r#"num_ws_port_forward_v2_total{type="failure"}"#,
+        r#"num_ws_remote_command_v5_total{type="failure"}"#,
+    ] {
+        assert_eq!(counted[name], 1.0, "{name}");
+    }
+}
+
+#[test]
+fn causes_streams_and_decisions_have_series_of_their_own() {
+    let metrics = StreamingMetrics::kubelet();
+    let exec = stream(Subresource::Exec, Protocol::Spdy, Route::Unrouted);
+    let mut all = Traffic::default();
+    (all.stdin, all.stdout, all.stderr) = (1, 2, 4);
+    (all.data_in, all.data_out, all.carried_in, all.carried_out) = (8, 16, 32, 64);
+    for cause in Cause::ALL {
+        let mut report = Report::new(End::Error, cause, "free text");
+        report.bytes = all;
+        metrics.answered(exec, Answer::Switched, SECOND);
+        metrics.ended(exec, &report, SECOND);
+    }
+    for verdict in [Some(Verdict::Allow), Some(Verdict::Deny), Some(Verdict::NoOpinion), None] {
+        metrics.checked(Subresource::Attach, verdict);
+    }
+    let counted = counted(&metrics);
+    for cause in Cause::ALL {
+        assert_eq!(counted[&format!(r#"kubelet_streaming_close_causes_total{{cause="{cause}"}}"#)], 1.0, "{cause}");
+    }
+    for (of, bytes) in [
+        (r#"stream="stdin",direction="in""#, 1.0),
+        (r#"stream="stdout",direction="out""#, 2.0),
+        (r#"stream="stderr",direction="out""#, 4.0),
+        (r#"stream="data",direction="in""#, 8.0),
+        (r#"stream="data",direction="out""#, 16.0),
+        (r#"stream="carried",direction="in""#, 32.0),
+        (r#"stream="carried",direction="out""#, 64.0),
+    ] {
+        let sessions = Cause::ALL.len() as f64;
+        assert_eq!(
+            counted[&format!(r#"kubelet_streaming_bytes_total{{subresource="exec",{of}}}"#)],
+            bytes * sessions,
+            "{of}"
+        );
+    }
+    assert_eq!(counted.keys().filter(|name| name.contains("_bytes_total")).count(), 7);
+    for decision in ["allow", "deny", "no_opinion", "error"] {
+        let name = format!(
+            r#"kubelet_streaming_synthetic_check_decisions_total{{subresource="attach",decision="{decision}"}}"#
+        );
+        assert_eq!(counted[&name], 1.0, "{decision}");
+    }
+    let text = metrics.render();
+    assert!(!text.contains("free text"));
 }

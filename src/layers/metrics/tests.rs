@@ -1,22 +1,31 @@
 use std::{
     convert::Infallible,
     future::{pending, ready},
+    mem,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Extensions, header};
+use http::{Extensions, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tokio::{
     task::yield_now,
     time::{sleep, timeout},
 };
-use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    layers::{FeatureRoutingLayer, Hop, TranslateLayer, TunnelLayer, UpgradeDetectLayer, danger::PermitAllLayer},
+    layers::{
+        FeatureRoutingLayer, Hop, SyntheticAuthzLayer, TranslateLayer, TunnelLayer, UpgradeDetectLayer,
+        danger::PermitAllLayer,
+        synthetic_authz::{Attributes, Decision, Verb, Verdict},
+    },
     services::InProcess,
-    upgrade::{Dialect, Pending, Refusal, Sessions, Target, accept, take},
+    upgrade::{
+        Cause, DialFailed, Dialect, End, Pending, Refusal, Report, Route, Sessions, Subresource, Target, accept, take,
+    },
 };
 
 type Body = Full<Bytes>;
@@ -35,6 +44,7 @@ const FAREWELL: Duration = Duration::from_secs(60);
 enum Event {
     Answered(Stream, Answer, u64),
     Ended(Stream, End, (u64, u64), u64),
+    Checked(Subresource, Option<Verdict>),
 }
 
 #[derive(Default)]
@@ -52,8 +62,12 @@ impl Record for Events {
     }
 
     fn ended(&self, stream: Stream, report: &Report, lasted: Duration) {
-        let bytes = (report.bytes_in, report.bytes_out);
+        let bytes = (report.bytes.from_client(), report.bytes.to_client());
         self.0.lock().unwrap().push(Event::Ended(stream, report.end, bytes, lasted.as_secs()));
+    }
+
+    fn checked(&self, subresource: Subresource, verdict: Option<Verdict>) {
+        self.0.lock().unwrap().push(Event::Checked(subresource, verdict));
     }
 }
 
@@ -131,8 +145,8 @@ async fn serve(mut request: Request<()>) -> Answered {
     let mut response = switched(&request);
     accept(request.extensions_mut(), response.extensions_mut()).spawn(|_io, drain| async move {
         drain.cancelled().await;
-        let mut report = Report::new(End::ExitCode(3), "asked to");
-        (report.bytes_in, report.bytes_out) = (5, 70);
+        let mut report = Report::new(End::ExitCode(3), Cause::Drain, "asked to");
+        (report.bytes.stdin, report.bytes.stdout) = (5, 70);
         report
     });
     Ok(response)
@@ -267,7 +281,7 @@ async fn a_session_that_ends_before_its_101_comes_by_is_counted_behind_it() {
         async move {
             let mut response = switched(&request);
             accept(request.extensions_mut(), response.extensions_mut())
-                .spawn(|_, _| ready(Report::new(End::Success, "over")));
+                .spawn(|_, _| ready(Report::new(End::Success, Cause::Finished, "over")));
             while !sessions.is_empty() {
                 yield_now().await;
             }
@@ -333,5 +347,74 @@ async fn two_stacks_in_one_process_count_a_stream_once_each() {
     for (events, stream) in [(&lab.events, SPDY_EXEC), (&kubelet, served)] {
         let wanted = [Event::Answered(stream, Answer::Switched, 0), Event::Ended(stream, End::ExitCode(3), (5, 70), 7)];
         assert_eq!(events.take(), wanted);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_failed_is_told_apart_by_the_stack_that_dialled() {
+    let lab = Lab::new();
+    let unreachable = || {
+        service_fn(|_: Request<()>| {
+            let response = Response::builder().status(500).extension(DialFailed).body(Body::default());
+            ready(Ok::<_, Infallible>(response.unwrap()))
+        })
+    };
+    let failed = Answer::DialFailed(StatusCode::INTERNAL_SERVER_ERROR);
+    for (request, stream) in [
+        (spdy_exec(), SPDY_EXEC),
+        (
+            upgrade(PORT_FORWARD, "websocket", TUNNEL).0,
+            stream(Subresource::PortForward, Protocol::Tunnel, Route::Adapted),
+        ),
+    ] {
+        let response = lab.ask(request, unreachable()).await.unwrap();
+        assert!(response.extensions().get::<DialFailed>().is_none(), "it says nothing to a stack around this one");
+        assert_eq!(lab.events.take(), [Event::Answered(stream, failed, 0)]);
+    }
+    // The next hop is in this process, and it is that which could not dial.
+    let kubelet = ServiceBuilder::new()
+        .layer(UpgradeDetectLayer::new(Dialect::Kubelet, Sessions::new()))
+        .layer(MetricsLayer::new(Arc::new(Events::default())))
+        .layer(PermitAllLayer)
+        .service(unreachable());
+    lab.ask(spdy_exec(), InProcess::new(kubelet)).await.unwrap();
+    let refused = Answer::Refused(StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(lab.events.take(), [Event::Answered(SPDY_EXEC, refused, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_synthetic_check_is_told_once_with_its_decision() {
+    let (deny, error) = (Some(Verdict::Deny), None);
+    for (method, natural, create, told) in [
+        ("GET", Some(Verdict::Allow), Some(Verdict::Allow), Some(Some(Verdict::Allow))),
+        ("GET", Some(Verdict::Allow), deny, Some(deny)),
+        ("GET", Some(Verdict::Allow), Some(Verdict::NoOpinion), Some(Some(Verdict::NoOpinion))),
+        ("GET", Some(Verdict::Allow), error, Some(error)),
+        // Refused before it came to the check, or none was needed.
+        ("GET", deny, Some(Verdict::Allow), None),
+        ("GET", error, Some(Verdict::Allow), None),
+        ("POST", error, Some(Verdict::Allow), None),
+        ("POST", error, deny, None),
+    ] {
+        let events = Arc::new(Events::default());
+        let rules = move |asked: Attributes| {
+            ready(match if asked.verb == Verb::Create { create } else { natural } {
+                Some(Verdict::Allow) => Ok(Decision::allow()),
+                Some(Verdict::Deny) => Ok(Decision::deny()),
+                Some(Verdict::NoOpinion) => Ok(Decision::no_opinion()),
+                None => Err("the authorizer is down".into()),
+            })
+        };
+        let stack = ServiceBuilder::new()
+            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
+            .layer(MetricsLayer::new(Arc::clone(&events)))
+            .layer(SyntheticAuthzLayer::new(rules))
+            .service(service_fn(refuse));
+        let request = Request::builder().method(method).uri(EXEC).body(()).unwrap();
+        stack.oneshot(request).await.unwrap();
+        let checked: Vec<Event> =
+            events.take().into_iter().filter(|event| matches!(event, Event::Checked(..))).collect();
+        let wanted: Vec<Event> = told.map(|told| Event::Checked(Subresource::Exec, told)).into_iter().collect();
+        assert_eq!(checked, wanted, "{method} {natural:?} {create:?}");
     }
 }

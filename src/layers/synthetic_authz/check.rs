@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header::X_CONTENT_TYPE_OP
 use super::{Attributes, Decided, Decision, SyntheticAuthzLayer, Verb, Verdict};
 use crate::{
     error::BoxError,
+    layers::metrics::Recorder,
     upgrade::{Caller, Dialect, Permit, Refusal, Target},
 };
 
@@ -23,6 +24,7 @@ pub(super) struct Check {
     create_is_next: bool,
     /// For the audit line: what was decided about the natural verb, and about the `create` that goes with it.
     told: (Told, Told),
+    recorder: Option<Recorder>,
 }
 
 /// What to do after an answer.
@@ -89,6 +91,7 @@ impl Check {
             asking: first.unwrap_or(natural),
             create_is_next: create && !layer.behind_authorizer,
             told: (in_front, Told::NotAsked),
+            recorder: extensions.remove::<Recorder>(),
         };
         Ok((check, first))
     }
@@ -108,6 +111,9 @@ impl Check {
             self.told.0 = told;
         } else {
             self.told.1 = told;
+            if let Some(recorder) = &self.recorder {
+                recorder.checked(self.target.subresource, answer.as_ref().ok().map(|decision| decision.verdict));
+            }
         }
         match answer {
             Ok(Decision { verdict: Verdict::Allow, .. }) if self.create_is_next => {

@@ -6,6 +6,7 @@ mod forward;
 mod pump;
 
 use std::{
+    borrow::Cow,
     future::pending,
     pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering},
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{
     spdy::{self, Config, Error, ResetCode, Stream},
-    upgrade::{End, Report, SessionLimits, Target, clock::quiet},
+    upgrade::{Cause, End, Report, SessionLimits, Target, clock::quiet},
 };
 
 /// How long pods may take the last of what a client sent before it went.
@@ -91,12 +92,12 @@ where
         let mut waiting = Waiting { pairing: Pairing::new(limits.pairing), limits, errors };
         let mut running = FuturesUnordered::new();
         let (mut closed, mut idle) = (pin!(handle.closed()), pin!(quiet(session.idle, || traffic.get())));
-        let (end, cause) = loop {
+        let (end, cause, detail) = loop {
             select! {
                 biased;
                 result = &mut closed => break client_ended(result),
-                () = drain.cancelled() => break (End::Error, "the server is shutting down".into()),
-                () = &mut idle => break (End::Error, "nothing was sent for too long".into()),
+                () = drain.cancelled() => break (End::Error, Cause::Drain, "the server is shutting down".into()),
+                () = &mut idle => break (End::Error, Cause::Idle, "nothing was sent for too long".into()),
                 Some(()) = running.next(), if !running.is_empty() => {}
                 () = until(waiting.pairing.deadline()) => waiting.expire(),
                 Some(stream) = incoming.accept() => {
@@ -108,20 +109,21 @@ where
         drop(waiting);
         // They see that the connection is over. Those whose pod does not take the last of it are reset.
         let _ = timeout(GRACE, running.by_ref().for_each(|()| std::future::ready(()))).await;
-        Report::new(end, cause)
+        Report::new(end, cause, detail)
     };
     let (mut report, _) = join!(session, connection);
     report.protocol_in = PROTOCOL.into();
-    (report.bytes_in, report.bytes_out) = traffic.get();
+    (report.bytes.data_in, report.bytes.data_out) = traffic.get();
     report
 }
 
 /// A forward has no other end than that its client goes.
-fn client_ended(result: Result<(), Error>) -> (End, std::borrow::Cow<'static, str>) {
+fn client_ended(result: Result<(), Error>) -> (End, Cause, Cow<'static, str>) {
     match result {
-        Ok(()) => (End::Carried, "the client closed the connection".into()),
-        Err(error) if error.is_lost() => (End::ClientGone, "the client went away".into()),
-        Err(error) => (End::Error, error.to_string().into()),
+        Ok(()) => (End::Carried, Cause::ClientClosed, "the client closed the connection".into()),
+        Err(error) if error.is_lost() => (End::ClientGone, Cause::ClientLost, "the client went away".into()),
+        Err(error) if error.is_timeout() => (End::Error, Cause::ClientSilent, error.to_string().into()),
+        Err(error) => (End::Error, Cause::ClientProtocol, error.to_string().into()),
     }
 }
 

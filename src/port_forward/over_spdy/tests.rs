@@ -253,7 +253,7 @@ async fn the_client_ends_its_direction_and_the_pods_goes_on() {
     drop(pair.data);
     let report = lab.close().await;
     assert_eq!((report.end, &*report.protocol_in), (End::Carried, "portforward.k8s.io"));
-    assert_eq!((report.bytes_in, report.bytes_out), (300_000, 200_000));
+    assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (300_000, 200_000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -657,8 +657,8 @@ async fn a_drain_resets_the_pods_and_closes_in_order_behind_what_was_sent() {
     assert_eq!(pair.error.text().await.unwrap(), None);
     lab.client.await.unwrap().unwrap();
     let report = lab.report.await.unwrap();
-    assert_eq!((report.end, &*report.cause), (End::Error, "the server is shutting down"));
-    assert_eq!((report.bytes_in, report.bytes_out), (0, 10));
+    assert_eq!((report.end, &*report.detail), (End::Error, "the server is shutting down"));
+    assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (0, 10));
 }
 
 #[tokio::test(start_paused = true)]
@@ -676,7 +676,7 @@ async fn when_the_client_gets_lost_only_what_it_finished_ends_in_order() {
     assert_eq!(read_all(&mut ended_pod.io).await.unwrap(), data[1..]);
     assert!(!ended_pod.was_reset().await);
     let report = lab.report.await.unwrap();
-    assert_eq!((report.end, report.bytes_in), (End::ClientGone, 50_000));
+    assert_eq!((report.end, report.bytes.from_client()), (End::ClientGone, 50_000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -701,7 +701,7 @@ async fn a_forward_without_payload_ends_after_four_hours() {
     assert_eq!(read_exact(&mut pod.io, 1).await, b"x");
     let start = Instant::now();
     let report = lab.report.await.unwrap();
-    assert_eq!((report.end, &*report.cause), (End::Error, "nothing was sent for too long"));
+    assert_eq!((report.end, &*report.detail), (End::Error, "nothing was sent for too long"));
     let waited = start.elapsed().as_secs();
     assert!((4 * 3600..4 * 3600 + 180).contains(&waited), "{waited}");
     assert!(pod.was_reset().await);

@@ -14,13 +14,13 @@ use crate::{
     BoxError,
     port_forward::{Connection, messages},
     upgrade::{
-        End, Report, SessionLimits, Target,
+        Cause, End, Report, SessionLimits, Target, Traffic,
         buffer::{Buffer, LONGEST_MESSAGE},
         clock::{self, Due},
         side::Side,
     },
     websocket::{
-        ControlFrame, Decoder, Event, Payload, Role,
+        self, ControlFrame, Decoder, Event, Payload, Role,
         channel::{self, ChannelEvent, Demux, Encoding},
     },
 };
@@ -45,13 +45,12 @@ pub(super) struct Session<'a, Io, C, F> {
     /// In ticks: a session in which no payload moved this long is over.
     idle: u32,
     /// How it ended. What is left is to write what waits, and to close.
-    over: Option<(End, Cow<'static, str>)>,
+    over: Option<(End, Cause, Cow<'static, str>)>,
     /// Ticks without payload.
     quiet: u32,
     /// Ticks since it is over and the client has been sent all there is.
     farewell: u32,
-    bytes_in: u64,
-    bytes_out: u64,
+    bytes: Traffic,
 }
 
 impl<'a, Io, C, F> Session<'a, Io, C, F>
@@ -89,8 +88,7 @@ where
             over: None,
             quiet: 0,
             farewell: 0,
-            bytes_in: 0,
-            bytes_out: 0,
+            bytes: Traffic::default(),
         }
     }
 
@@ -99,7 +97,7 @@ where
     }
 
     pub(super) fn drain(&mut self) {
-        self.cut(GOING_AWAY, "the server is shutting down");
+        self.cut(GOING_AWAY, Cause::Drain, "the server is shutting down");
     }
 
     /// Moves all that can be moved.
@@ -116,18 +114,17 @@ where
         }
         let lanes_over = self.lanes.iter().all(Lane::is_over);
         if self.over.is_none() && lanes_over {
-            self.close(NORMAL, End::Carried, "all ports have ended");
+            self.close(NORMAL, End::Carried, Cause::Finished, "all ports have ended");
             // Nobody else would send it.
             self.client.poll_send(cx);
         }
         if self.over.is_none() || !lanes_over || self.client.poll_close(cx, true).is_pending() {
             return Poll::Pending;
         }
-        let (end, cause) = self.over.take().unwrap_or((End::Carried, "".into()));
-        let mut report = Report::new(end, cause);
+        let (end, cause, detail) = self.over.take().unwrap_or((End::Carried, Cause::Finished, "".into()));
+        let mut report = Report::new(end, cause, detail);
         report.protocol_in = self.protocol.name().into();
-        report.bytes_in = self.bytes_in;
-        report.bytes_out = self.bytes_out;
+        report.bytes = self.bytes;
         Poll::Ready(report)
     }
 
@@ -142,7 +139,7 @@ where
             Poll::Ready(Ok((mut buffer, read))) if read > 0 => self.take_messages(&mut buffer[..read]),
             // Behind the end it may still read what we have for it.
             Poll::Ready(_) if self.over.is_some() => {}
-            Poll::Ready(_) => self.client_lost("the client's connection ended"),
+            Poll::Ready(_) => self.client_lost(Cause::ClientLost, "the client's connection ended"),
         }
         true
     }
@@ -153,7 +150,7 @@ where
             let rest = &mut buf[at..];
             let step = match self.frames.step(rest) {
                 Ok(step) => step,
-                Err(error) => return self.cut(error.close_code(), format!("websocket: {error}")),
+                Err(error) => return self.client_broke_protocol(error),
             };
             match step.event {
                 Some(Event::Data(data)) if self.over.is_none() => match self.demux.data(&data, rest) {
@@ -162,11 +159,11 @@ where
                         let lane = self.lanes.get_mut(usize::from(id / 2));
                         if lane.is_some_and(|lane| lane.push(&rest[range.clone()])) {
                             self.quiet = 0;
-                            self.bytes_in += range.len() as u64;
+                            self.bytes.data_in += range.len() as u64;
                         }
                     }
                     Ok(_) => {}
-                    Err(error) => self.cut(error.close_code(), format!("websocket: {error}")),
+                    Err(error) => self.client_broke_protocol(error),
                 },
                 Some(Event::Ping(payload)) if self.client.out.front_len() < MAX_CONTROL && self.over.is_none() => {
                     self.client.out.push_front(&ControlFrame::pong(&payload, None));
@@ -189,7 +186,7 @@ where
                 return moved;
             }
             if self.client.mute {
-                self.client_lost("the client's connection broke");
+                self.client_lost(Cause::ClientLost, "the client's connection broke");
                 return true;
             }
             if !self.poll_pod(cx) {
@@ -214,7 +211,7 @@ where
             self.first = at + 1;
             if read > 0 {
                 self.quiet = 0;
-                self.bytes_out += read as u64;
+                self.bytes.data_out += read as u64;
                 self.send(channel_of(at), buffer, read);
             }
             return true;
@@ -244,35 +241,39 @@ where
         }
         if matches!(code, None | Some(NORMAL)) {
             self.lanes.iter_mut().for_each(Lane::end);
-            self.close(NORMAL, End::Carried, "the client closed the connection");
+            self.close(NORMAL, End::Carried, Cause::ClientClosed, "the client closed the connection");
         } else {
-            self.cut(code.unwrap_or(NORMAL), "the client closed with an error");
+            self.cut(code.unwrap_or(NORMAL), Cause::ClientClosed, "the client closed with an error");
         }
+    }
+
+    fn client_broke_protocol(&mut self, error: websocket::Error) {
+        self.cut(error.close_code(), Cause::ClientProtocol, format!("websocket: {error}"));
     }
 
     /// Ends it in mid-transfer, and the pods are told so.
-    fn cut(&mut self, code: u16, cause: impl Into<Cow<'static, str>>) {
+    fn cut(&mut self, code: u16, cause: Cause, detail: impl Into<Cow<'static, str>>) {
         if self.over.is_none() {
             self.lanes.iter_mut().for_each(Lane::reset);
             let end = if self.client.deaf { End::ClientGone } else { End::Error };
-            self.close(code, end, cause);
+            self.close(code, end, cause, detail);
         }
     }
 
-    fn close(&mut self, code: u16, end: End, cause: impl Into<Cow<'static, str>>) {
+    fn close(&mut self, code: u16, end: End, cause: Cause, detail: impl Into<Cow<'static, str>>) {
         self.client.out.push_tail(&ControlFrame::close(code, "", None));
-        self.over = Some((end, cause.into()));
+        self.over = Some((end, cause, detail.into()));
         self.quiet = 0;
     }
 
     /// Nobody is there any more.
-    fn client_lost(&mut self, cause: &'static str) {
+    fn client_lost(&mut self, cause: Cause, detail: &'static str) {
         self.client.deaf = true;
         self.client.mute = true;
         self.client.out.clear();
         self.lanes.iter_mut().for_each(Lane::reset);
         if self.over.is_none() {
-            self.over = Some((End::ClientGone, cause.into()));
+            self.over = Some((End::ClientGone, cause, detail.into()));
         }
     }
 
@@ -285,12 +286,12 @@ where
             // A client that takes the rest slowly has time; one that has all of it has not.
             self.farewell = if self.client.out.is_empty() { self.farewell + 1 } else { 0 };
             if self.farewell >= self.farewell_in || self.quiet >= self.idle {
-                self.client_lost("");
+                self.client_lost(Cause::ClientSilent, "");
             }
         } else if self.quiet >= self.idle {
-            self.cut(GOING_AWAY, "nothing was sent for too long");
+            self.cut(GOING_AWAY, Cause::Idle, "nothing was sent for too long");
         } else if due == Due::Dead {
-            self.client_lost("the client was silent for too long");
+            self.client_lost(Cause::ClientSilent, "the client was silent for too long");
         } else if due == Due::Ping && self.client.out.front_len() == 0 {
             self.client.out.push_front(&ControlFrame::ping(&Payload::default(), None));
         }

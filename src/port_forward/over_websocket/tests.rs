@@ -196,7 +196,7 @@ async fn bytes_go_both_ways_and_the_connection_is_closed_when_all_ports_have_end
         assert_eq!(forward.client.next().await.unwrap(), Said::Closed(Some(1000)));
         forward.client.close().await.unwrap();
         let report = forward.session.await.unwrap();
-        assert_eq!((report.end, report.bytes_in, report.bytes_out), (End::Carried, 10, 14));
+        assert_eq!((report.end, report.bytes.from_client(), report.bytes.to_client()), (End::Carried, 10, 14));
         assert_eq!((&*report.protocol_in, &*report.protocol_out), (protocol.name(), ""));
         assert!(!first.was_reset());
     }
@@ -323,7 +323,7 @@ async fn a_silent_client_is_pinged_and_dead_after_sixty_seconds_and_one_that_ans
     let mut forward = start(WsProtocol::V4, &[(80, true)], 1024).await;
     let before = Instant::now();
     let report = forward.session.await.unwrap();
-    assert_eq!((report.end, &*report.cause), (End::ClientGone, "the client was silent for too long"));
+    assert_eq!((report.end, &*report.detail), (End::ClientGone, "the client was silent for too long"));
     assert!((60..=70).contains(&before.elapsed().as_secs()));
     let mut raw = Vec::new();
     forward.client.into_io().read_to_end(&mut raw).await.unwrap();

@@ -167,7 +167,7 @@ async fn the_end_of_upstream_is_a_close_1000_behind_its_last_byte() {
     assert!(bytes == expected && longest <= LONGEST_MESSAGE, "{} bytes, a message of {longest}", bytes.len());
     assert_eq!(code, Some(1000));
     let report = session.await.unwrap();
-    assert_eq!((report.end, report.bytes_in, report.bytes_out), (End::Carried, 5, 300_000));
+    assert_eq!((report.end, report.bytes.from_client(), report.bytes.to_client()), (End::Carried, 5, 300_000));
     assert_eq!((&*report.protocol_in, &*report.protocol_out), ("SPDY/3.1+portforward.k8s.io", "portforward.k8s.io"));
 }
 
@@ -192,7 +192,7 @@ async fn the_end_of_the_client_is_a_half_close_and_upstream_may_finish() {
     assert_eq!(controls, [ControlFrame::close(1000, "", None).to_vec()]);
     expected.clear();
     let report = session.await.unwrap();
-    assert_eq!((report.end, report.bytes_in, report.bytes_out), (End::Carried, 3, 100_000));
+    assert_eq!((report.end, report.bytes.from_client(), report.bytes.to_client()), (End::Carried, 3, 100_000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,7 +248,7 @@ async fn what_is_no_binary_message_closes_the_tunnel_behind_what_came_before() {
     assert_eq!(told, ControlFrame::close(1002, "", None)[..]);
     drop(client);
     let report = session.await.unwrap();
-    assert_eq!((report.end, &*report.cause), (End::Error, "websocket: client frame without a mask"));
+    assert_eq!((report.end, &*report.detail), (End::Error, "websocket: client frame without a mask"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -256,7 +256,9 @@ async fn a_client_that_never_closes_is_left_after_ten_seconds() {
     let (_client, upstream, session) = start(1024, &CancellationToken::new());
     let before = Instant::now();
     drop(upstream);
-    assert_eq!(session.await.unwrap().end, End::Carried);
+    let report = session.await.unwrap();
+    // It had not said a byte.
+    assert_eq!((report.end, report.cause), (End::Error, Cause::Handshake));
     assert!(before.elapsed() <= Duration::from_secs(11), "{:?}", before.elapsed());
 }
 
@@ -293,7 +295,7 @@ async fn a_silent_client_is_pinged_every_ten_seconds_and_dead_after_sixty() {
     });
     assert_eq!(rest(&mut upstream).await, b"");
     let report = session.await.unwrap();
-    assert_eq!((report.end, &*report.cause), (End::ClientGone, "the client was silent for too long"));
+    assert_eq!((report.end, &*report.detail), (End::ClientGone, "the client was silent for too long"));
     assert!((60..=70).contains(&before.elapsed().as_secs()), "{:?}", before.elapsed());
     assert_eq!(pings.await.unwrap().len(), 5);
 }
@@ -460,7 +462,7 @@ proptest! {
             assert!(controls.len() <= pings);
             let report = session.await.unwrap();
             assert_eq!(report.end, End::Carried);
-            assert_eq!((report.bytes_in, report.bytes_out), (got.len() as u64, down_bytes.len() as u64));
+            assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (got.len() as u64, down_bytes.len() as u64));
         });
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         frame::ResetCode,
         stream::{ReadHalf, WriteHalf},
     },
-    upgrade::{End, Report, SessionLimits, StreamOptions, clock::quiet},
+    upgrade::{Cause, End, Report, SessionLimits, StreamOptions, clock::quiet},
 };
 
 /// How long a process is waited for when its client has gone.
@@ -66,14 +66,17 @@ where
                     .run(options, drain, run)
                     .await
             }
-            Ok(false) => Report::new(End::ClientGone, "the client went away before it had created its streams"),
+            Ok(false) => {
+                let detail = "the client went away before it had created its streams";
+                Report::new(End::ClientGone, Cause::ClientLost, detail)
+            }
             Err(_) => {
                 let why = "timed out waiting for the client to create streams";
                 if let Some(error) = streams.error.take() {
                     let (_, mut error) = error.into_split();
                     tell(&mut error, &status::encode_failure(version, why)).await;
                 }
-                Report::new(End::Error, why)
+                Report::new(End::Error, Cause::CreationTimeout, why)
             }
         };
         handle.close();
@@ -105,15 +108,15 @@ impl Session<'_> {
         Fut: Future<Output = Result<Exit, BoxError>>,
     {
         let Self { version, streams, mut incoming, handle, idle: limit } = self;
-        let (count_in, count_out) = (Count::default(), Count::default());
-        let moved = || (count_in.get(), count_out.get());
+        let (count_in, count_out, count_err) = (Count::default(), Count::default(), Count::default());
+        let moved = || (count_in.get(), count_out.get(), count_err.get());
         let gone = CancellationToken::new();
         // Fired on every way out, so that no process outlives its session.
         let _gone = gone.clone().drop_guard();
         let mut stdio = Stdio::new(gone.clone());
         stdio.stdin = streams.stdin.map(|stream| input(stream, &count_in));
         let (stdout, stdout_end) = output(streams.stdout, &count_out);
-        let (stderr, stderr_end) = output(streams.stderr, &count_out);
+        let (stderr, stderr_end) = output(streams.stderr, &count_err);
         stdio.stdout = stdout;
         stdio.stderr = stderr;
         let (size, sizes) = watch::channel(None);
@@ -125,23 +128,23 @@ impl Session<'_> {
         let ended = select! {
             biased;
             result = &mut run => Ended::Ran(result),
-            _ = handle.closed() => Ended::ClientGone,
-            () = drain.cancelled() => Ended::Failed("the server is shutting down"),
-            () = quiet(limit, moved) => Ended::Failed("nothing was sent for too long"),
-            () = refuse(&mut incoming) => Ended::ClientGone,
-            () = resize_from(resize, size) => Ended::ClientGone,
+            ended = handle.closed() => Ended::ClientGone(cause_of(&ended)),
+            () = drain.cancelled() => Ended::Failed(Cause::Drain, "the server is shutting down"),
+            () = quiet(limit, moved) => Ended::Failed(Cause::Idle, "nothing was sent for too long"),
+            () = refuse(&mut incoming) => Ended::ClientGone(Cause::ClientLost),
+            () = resize_from(resize, size) => Ended::ClientGone(Cause::ClientLost),
         };
         let ran = match ended {
             Ended::Ran(result) => Ok(result),
-            Ended::ClientGone => {
+            Ended::ClientGone(cause) => {
                 gone.cancel();
                 let _ = timeout(GRACE, run.as_mut()).await;
-                Err((End::ClientGone, "the client went away"))
+                Err((End::ClientGone, cause, "the client went away"))
             }
-            Ended::Failed(why) => {
+            Ended::Failed(cause, why) => {
                 gone.cancel();
                 let _ = timeout(GRACE, run.as_mut()).await;
-                Err((End::Error, why))
+                Err((End::Error, cause, why))
             }
         };
 
@@ -151,7 +154,7 @@ impl Session<'_> {
             stderr_end.finish().await;
             let status = match &ran {
                 Ok(result) => status::encode(version, result),
-                Err((_, why)) => status::encode_failure(version, why),
+                Err((.., why)) => status::encode_failure(version, why),
             };
             tell(&mut error, &status).await
         };
@@ -161,24 +164,35 @@ impl Session<'_> {
             told = ending => told,
             () = quiet(limit, moved) => false,
         };
-        let (end, cause) = match ran {
-            Ok(_) if !told => (End::ClientGone, "the client went away before it had the status".into()),
-            Ok(Ok(Exit::Success)) => (End::Success, "the command ended".into()),
-            Ok(Ok(Exit::Code(code))) => (End::ExitCode(code), "the command ended".into()),
-            Ok(Err(_)) => (End::Error, "the runtime could not run the command".into()),
-            Err((end, why)) => (end, std::borrow::Cow::Borrowed(why)),
+        let (end, cause, detail) = match ran {
+            Ok(_) if !told => (End::ClientGone, Cause::ClientLost, "the client went away before it had the status"),
+            Ok(Ok(Exit::Success)) => (End::Success, Cause::Finished, "the command ended"),
+            Ok(Ok(Exit::Code(code))) => (End::ExitCode(code), Cause::Finished, "the command ended"),
+            Ok(Err(_)) => (End::Error, Cause::Runtime, "the runtime could not run the command"),
+            Err(ended) => ended,
         };
-        let mut report = Report::new(end, cause);
-        report.bytes_in = count_in.get();
-        report.bytes_out = count_out.get();
+        let mut report = Report::new(end, cause, detail);
+        report.bytes.stdin = count_in.get();
+        report.bytes.stdout = count_out.get();
+        report.bytes.stderr = count_err.get();
         report
     }
 }
 
 enum Ended {
     Ran(Result<Exit, BoxError>),
-    ClientGone,
-    Failed(&'static str),
+    ClientGone(Cause),
+    Failed(Cause, &'static str),
+}
+
+/// Why the client's connection ended before the command did.
+fn cause_of(ended: &Result<(), spdy::Error>) -> Cause {
+    match ended {
+        Ok(()) => Cause::ClientClosed,
+        Err(error) if error.is_timeout() => Cause::ClientSilent,
+        Err(error) if error.is_protocol() || error.is_limit() => Cause::ClientProtocol,
+        Err(_) => Cause::ClientLost,
+    }
 }
 
 /// Writes the status and FIN. Whether the client's connection took it.

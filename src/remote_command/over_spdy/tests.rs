@@ -58,7 +58,10 @@ async fn a_mebibyte_goes_there_and_back_with_the_exit_code_behind_it() {
         assert_eq!(outcome.unwrap(), Outcome::Exited(Exit::Code(42)));
         assert!(out == sent, "what came back differs");
         assert_eq!(err, b"1048576");
-        assert_eq!((report.end, report.bytes_in, report.bytes_out), (End::ExitCode(42), 1 << 20, (1 << 20) + 7));
+        assert_eq!(
+            (report.end, report.bytes.from_client(), report.bytes.to_client()),
+            (End::ExitCode(42), 1 << 20, (1 << 20) + 7)
+        );
         assert_eq!(report.protocol_in, version.name());
     }
 }

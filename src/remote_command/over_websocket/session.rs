@@ -31,7 +31,7 @@ use super::{
 use crate::{
     BoxError,
     remote_command::{Exit, Input, Output, Stdio, TerminalSize, resize::ResizeDecoder, status},
-    upgrade::{End, Report, StreamOptions},
+    upgrade::{Cause, End, Report, StreamOptions, Traffic},
     websocket::{
         self, ControlFrame, Decoder, Payload, Role,
         channel::{self, Demux, Encoding},
@@ -54,7 +54,7 @@ pub(super) struct Session<Io> {
     limits: Limits,
     phase: Phase,
     /// How it ended; the first verdict stands.
-    verdict: Option<(End, Cow<'static, str>)>,
+    verdict: Option<(End, Cause, Cow<'static, str>)>,
     gone: CancellationToken,
     process_running: bool,
     /// When a process whose client has gone is given up.
@@ -87,8 +87,7 @@ pub(super) struct Session<Io> {
     /// When the last Ping, or unsolicited Pong, was due.
     last_sign: Instant,
     last_payload: Instant,
-    bytes_in: u64,
-    bytes_out: u64,
+    bytes: Traffic,
 }
 
 #[derive(Debug)]
@@ -167,8 +166,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             quiet_since: None,
             last_sign: now,
             last_payload: now,
-            bytes_in: 0,
-            bytes_out: 0,
+            bytes: Traffic::default(),
             limits,
         };
         (session, stdio)
@@ -184,24 +182,25 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             return;
         }
         self.verdict = Some(match &result {
-            Ok(Exit::Success) => (End::Success, "the command ended".into()),
-            Ok(Exit::Code(code)) => (End::ExitCode(*code), "the command ended".into()),
-            Err(error) => (End::Error, error.to_string().into()),
+            Ok(Exit::Success) => (End::Success, Cause::Finished, "the command ended".into()),
+            Ok(Exit::Code(code)) => (End::ExitCode(*code), Cause::Finished, "the command ended".into()),
+            // What the runtime says of it may name the command: the client is told, the log is not.
+            Err(_) => (End::Error, Cause::Runtime, "the runtime could not run the command".into()),
         });
         let status = status::encode(self.protocol.version(), &result);
         self.end(status, 1000, None);
     }
 
     pub(super) fn drain(&mut self) {
-        self.fail("the server is shutting down", 1000);
+        self.fail(Cause::Drain, "the server is shutting down", 1000);
     }
 
     pub(super) fn into_report(mut self) -> Report {
-        let (end, cause) = self.verdict.take().unwrap_or((End::Error, "the session was given up".into()));
-        let mut report = Report::new(end, cause);
+        let given_up = (End::Error, Cause::Aborted, "the session was given up".into());
+        let (end, cause, detail) = self.verdict.take().unwrap_or(given_up);
+        let mut report = Report::new(end, cause, detail);
         report.protocol_in = self.protocol.name().into();
-        report.bytes_in = self.bytes_in;
-        report.bytes_out = self.bytes_out;
+        report.bytes = self.bytes;
         report
     }
 
@@ -226,9 +225,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
     // ---- endings
 
     /// Ends the session for a reason that is not the process's.
-    fn fail(&mut self, why: &'static str, code: u16) {
+    fn fail(&mut self, cause: Cause, why: &'static str, code: u16) {
         if let Phase::Running = self.phase {
-            self.verdict = Some((End::Error, why.into()));
+            self.verdict = Some((End::Error, cause, why.into()));
             self.client_gone();
             let status = status::encode_failure(self.protocol.version(), why);
             self.end(status, code, Some(Instant::now() + self.limits.status_write));
@@ -244,7 +243,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             tracing::debug!(%error, "the client broke the protocol");
             let why = format!("websocket: {error}");
             let status = status::encode_failure(self.protocol.version(), &why);
-            self.verdict = Some((End::Error, why.into()));
+            self.verdict = Some((End::Error, Cause::ClientProtocol, why.into()));
             self.client_gone();
             self.end(status, error.close_code(), Some(Instant::now() + self.limits.status_write));
         }
@@ -265,7 +264,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             // All was said already.
             Phase::Ending { close: None, .. } | Phase::Closing { .. } | Phase::Over => return,
         }
-        self.lose("the client closed the connection");
+        self.lose(Cause::ClientClosed, "the client closed the connection");
         for (_, output) in self.outputs.iter().flatten() {
             output.discard();
         }
@@ -274,10 +273,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
     }
 
     /// Nothing can be written any more, or nobody reads it.
-    fn lost(&mut self, why: &'static str) {
+    fn lost(&mut self, cause: Cause, why: &'static str) {
         // After our Close nobody owes us anything.
         if !matches!(self.phase, Phase::Closing { .. }) {
-            self.lose(why);
+            self.lose(cause, why);
         }
         for (_, output) in self.outputs.iter().flatten() {
             output.discard();
@@ -286,9 +285,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
     }
 
     /// The client did not hear how it ended. An error that was its reason stands.
-    fn lose(&mut self, why: &'static str) {
-        if !matches!(self.verdict, Some((End::Error | End::ClientGone, _))) {
-            self.verdict = Some((End::ClientGone, why.into()));
+    fn lose(&mut self, cause: Cause, why: &'static str) {
+        if !matches!(self.verdict, Some((End::Error | End::ClientGone, ..))) {
+            self.verdict = Some((End::ClientGone, cause, why.into()));
         }
         self.client_gone();
     }

@@ -144,7 +144,7 @@ async fn v5_echoes_until_stdin_is_closed_and_ends_with_status_and_close() {
     drop(client);
     let report = session.await.expect("no panic");
     assert_eq!((report.end, &*report.protocol_in), (End::Success, "v5.channel.k8s.io"));
-    assert_eq!((report.bytes_in, report.bytes_out), (11, 11));
+    assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (11, 11));
     assert!(before.elapsed() < Duration::from_secs(1), "the close handshake did not wait for its limit");
 }
 
@@ -239,7 +239,7 @@ async fn a_slow_reader_gets_all_output_before_the_status() {
         assert!(told.channels[1].iter().enumerate().all(|(at, byte)| *byte == at as u8));
         assert_eq!((told.channels[1].len(), told.order), (TOTAL, vec![1, 3]));
         assert!(told.longest <= 32_768);
-        assert_eq!(session.await.expect("no panic").bytes_out, TOTAL as u64);
+        assert_eq!(session.await.expect("no panic").bytes.to_client(), TOTAL as u64);
     }
 }
 
@@ -309,7 +309,7 @@ async fn stdin_that_is_not_taken_stops_the_client_keeps_it_alive_and_loses_nothi
         }
     }
     let report = session.await.expect("no panic");
-    assert_eq!((report.end, report.bytes_in), (End::Success, TOTAL as u64));
+    assert_eq!((report.end, report.bytes.from_client()), (End::Success, TOTAL as u64));
 }
 
 #[tokio::test(start_paused = true)]
@@ -357,7 +357,7 @@ async fn a_client_that_vanishes_is_no_end_of_stdin() {
     drop(client);
     assert!(!stdin_ended.await.expect("told"));
     let report = session.await.expect("no panic");
-    assert_eq!((report.end, report.bytes_in), (End::ClientGone, 10));
+    assert_eq!((report.end, report.bytes.from_client()), (End::ClientGone, 10));
 }
 
 #[tokio::test(start_paused = true)]

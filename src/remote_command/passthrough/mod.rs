@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::watch::Watch;
 use super::Version;
 use crate::upgrade::{
-    End, Report, SessionLimits,
+    Cause, End, Report, SessionLimits,
     buffer::{BUFFER, Buffer},
     clock::{self, Due},
     outbox::Outbox,
@@ -61,7 +61,7 @@ where
     let mut timer = pin!(sleep_until(clock::first()));
     poll_fn(|cx| {
         if carrier.over.is_none() && drained.as_mut().poll(cx).is_ready() {
-            carrier.finish(End::Error, "the server is shutting down");
+            carrier.finish(End::Error, Cause::Drain, "the server is shutting down");
         }
         loop {
             if let Poll::Ready(report) = carrier.poll(cx) {
@@ -86,7 +86,7 @@ struct Carrier<C, U> {
     down: Half,
     watch: Option<Watch>,
     /// Set where the session is over before both sides have ended it.
-    over: Option<(End, &'static str)>,
+    over: Option<(End, Cause, &'static str)>,
     /// The client ended before upstream did.
     client_first: bool,
     /// Ticks in which nothing moved.
@@ -192,7 +192,7 @@ where
             }
             if self.down.state == State::Broken {
                 // Nobody hears upstream any more, so it is told that the client is gone.
-                self.finish(End::ClientGone, "the client's connection broke");
+                self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
             }
             let down_over = matches!(self.down.state, State::Ended | State::Broken);
             let up_over = matches!(self.up.state, State::Ended | State::Broken);
@@ -219,23 +219,27 @@ where
         half.out.keep(buffer);
         if let Err(error) = watched {
             tracing::debug!(%error, up, "not SPDY");
-            self.finish(End::Error, "one side broke the protocol");
+            let (cause, detail) = match up {
+                true => (Cause::ClientProtocol, "the client broke the protocol"),
+                false => (Cause::UpstreamProtocol, "the next hop broke the protocol"),
+            };
+            self.finish(End::Error, cause, detail);
         }
     }
 
     /// Upstream says no more; if it has not said how the command ended, we do.
     fn upstream_ended(&mut self) {
         if let Some(watch) = &mut self.watch {
-            let why = self.over.map_or(watch::LOST, |(_, cause)| cause);
+            let why = self.over.map_or(watch::LOST, |(.., detail)| detail);
             watch.write_lost_status(why, &mut self.down.out);
             watch.reset_unanswered(&mut self.down.out);
         }
     }
 
     /// Ends the session from here: what is in flight to the client still arrives, with a status if it had none.
-    fn finish(&mut self, end: End, cause: &'static str) {
+    fn finish(&mut self, end: End, cause: Cause, detail: &'static str) {
         if self.over.is_none() {
-            self.over = Some((end, cause));
+            self.over = Some((end, cause, detail));
             self.quiet = 0;
         }
         if self.down.state == State::Open {
@@ -252,7 +256,8 @@ where
         self.quiet = if moved { 0 } else { self.quiet + 1 };
         let half_ended = self.up.state != State::Open || self.down.state != State::Open;
         if half_ended && self.quiet >= self.linger {
-            self.finish(End::Error, "one side ended, the other was silent");
+            let silent = if self.down.state == State::Open { Cause::UpstreamSilent } else { Cause::ClientSilent };
+            self.finish(End::Error, silent, "one side ended, the other was silent");
             // Whoever has not taken what is left by now does not want it.
             self.down.state = State::Broken;
             return;
@@ -261,22 +266,25 @@ where
         match watch.tick(self.down.listening && self.up.out.is_empty()) {
             Due::Nothing => {}
             Due::Ping => watch.ping(&mut self.up.out),
-            Due::Dead => self.finish(End::Error, "the next hop was silent for too long"),
+            Due::Dead => self.finish(End::Error, Cause::UpstreamSilent, "the next hop was silent for too long"),
         }
     }
 
     fn report(&self) -> Report {
-        let (end, cause) = match (self.over, &self.watch) {
+        let (end, cause, detail) = match (self.over, &self.watch) {
             (Some(over), _) => over,
             (None, Some(watch)) if self.client_first && !watch.has_ended() => {
-                (End::ClientGone, "the client's connection ended")
+                (End::ClientGone, Cause::ClientLost, "the client's connection ended")
+            }
+            (None, _) if self.down.carried == 0 && !self.client_first => {
+                (End::Error, Cause::Handshake, "the next hop ended before it had said anything")
             }
             (None, Some(watch)) => watch.end(),
-            (None, None) => (End::Carried, "both sides have ended"),
+            (None, None) => (End::Carried, Cause::Finished, "both sides have ended"),
         };
-        let mut report = Report::new(end, cause);
-        report.bytes_in = self.up.carried;
-        report.bytes_out = self.down.carried;
+        let mut report = Report::new(end, cause, detail);
+        report.bytes.carried_in = self.up.carried;
+        report.bytes.carried_out = self.down.carried;
         report
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         codec::{Decoder, Event, HeaderMode, Limits},
         frame::{self, GoAwayCode, HeaderEncoder, StreamId},
     },
-    upgrade::{End, Report, SessionLimits},
+    upgrade::{Cause, End, Report, SessionLimits},
 };
 
 /// Stream, payload, FIN.
@@ -281,7 +281,7 @@ async fn a_silent_upstream_is_pinged_and_the_client_never_sees_it() {
     assert!((60..=65).contains(&took), "{took}");
     assert_told_failure(&heard);
     assert!(!read(&heard).0.iter().any(|event| matches!(event, Event::Ping(_))));
-    assert!(session.await.unwrap().cause.contains("silent"));
+    assert_eq!(session.await.unwrap().cause, Cause::UpstreamSilent);
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +299,7 @@ async fn a_silent_upstream_is_asked_and_given_up_when_the_limits_say() {
     assert!((20..=26).contains(&silenced.elapsed().as_secs()), "{:?}", silenced.elapsed());
     assert_told_failure(&rest(&mut client).await);
     assert!((35..=41).contains(&silenced.elapsed().as_secs()), "{:?}", silenced.elapsed());
-    assert!(session.await.unwrap().cause.contains("silent"));
+    assert_eq!(session.await.unwrap().cause, Cause::UpstreamSilent);
 }
 
 #[tokio::test(start_paused = true)]
@@ -341,7 +341,7 @@ async fn a_drain_writes_the_failure_at_a_frame_boundary() {
     let heard = rest(&mut client).await;
     assert_told_failure(&heard);
     assert_eq!(of(&read(&heard).1, 5).0.len(), 4000 - 8);
-    assert_eq!(session.await.unwrap().cause, "the server is shutting down");
+    assert_eq!(session.await.unwrap().cause, Cause::Drain);
 }
 
 #[tokio::test(start_paused = true)]
@@ -383,8 +383,26 @@ async fn unwatched_bytes_are_carried_as_they_are_with_their_half_closes() {
         let report = session.await.unwrap();
         assert_eq!(report.end, End::Carried);
         let (there, back) = if client_first { (200_000, 10) } else { (10, 200_000) };
-        assert_eq!((report.bytes_in, report.bytes_out), (there, back));
+        assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (there, back));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_next_hop_that_ends_behind_its_101_has_failed_the_handshake() {
+    for watched in [None, Some(Version::V4)] {
+        let Ends { mut client, upstream, session, .. } = start(watched, 1000);
+        drop(upstream);
+        assert!(rest(&mut client).await.is_empty());
+        drop(client);
+        let report = session.await.unwrap();
+        assert_eq!((report.end, report.cause), (End::Error, Cause::Handshake), "{watched:?}");
+    }
+    // One whose client left first has not.
+    let Ends { client, mut upstream, session, .. } = start(None, 1000);
+    drop(client);
+    assert!(rest(&mut upstream).await.is_empty());
+    drop(upstream);
+    assert_ne!(session.await.unwrap().cause, Cause::Handshake);
 }
 
 #[tokio::test(start_paused = true)]

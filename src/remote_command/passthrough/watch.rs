@@ -12,7 +12,7 @@ use crate::{
         frame::{self, ResetCode, StreamId},
     },
     upgrade::{
-        End, SessionLimits,
+        Cause, End, SessionLimits,
         clock::{Due, Hearing},
         outbox::Outbox,
     },
@@ -187,23 +187,23 @@ impl Watch {
     }
 
     /// How the session ended, as far as frames tell.
-    pub(super) fn end(&self) -> (End, &'static str) {
+    pub(super) fn end(&self) -> (End, Cause, &'static str) {
         if self.lost {
-            return (End::Error, LOST);
+            return (End::Error, Cause::UpstreamLost, LOST);
         }
         if !self.version.has_status() {
             return match self.status.is_empty() {
-                true => (End::Success, "the command ended"),
-                false => (End::Error, "the command failed"),
+                true => (End::Success, Cause::Finished, "the command ended"),
+                false => (End::Error, Cause::UpstreamFailed, "the command failed"),
             };
         }
         match status::decode(&self.status) {
-            Outcome::Exited(Exit::Success) => (End::Success, "the command ended"),
-            Outcome::Exited(Exit::Code(code)) => (End::ExitCode(code), "the command ended"),
-            Outcome::Failed(_) => (End::Error, "the next hop could not run the command"),
+            Outcome::Exited(Exit::Success) => (End::Success, Cause::Finished, "the command ended"),
+            Outcome::Exited(Exit::Code(code)) => (End::ExitCode(code), Cause::Finished, "the command ended"),
+            Outcome::Failed(_) => (End::Error, Cause::UpstreamFailed, "the next hop could not run the command"),
             // The client had not even opened its error stream.
-            Outcome::Invalid(_) if self.status.is_empty() => (End::Error, LOST),
-            Outcome::Invalid(_) => (End::Error, "the next hop sent no valid status"),
+            Outcome::Invalid(_) if self.status.is_empty() => (End::Error, Cause::UpstreamLost, LOST),
+            Outcome::Invalid(_) => (End::Error, Cause::UpstreamProtocol, "the next hop sent no valid status"),
         }
     }
 }

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::state::Relay;
 use super::Version;
-use crate::upgrade::{Io, Report, SessionLimits, StreamOptions, clock};
+use crate::upgrade::{Cause, Io, Report, SessionLimits, StreamOptions, clock};
 
 /// Relays until the session has ended and both sides know. The client is told nothing for the time of `settling`,
 /// unless it speaks.
@@ -54,13 +54,13 @@ where
 }
 
 /// Tells a client that has its `101` already that there will be no session.
-pub(crate) async fn fail<C>(client: C, why: &str, limits: &SessionLimits, settling: Duration) -> Report
+pub(crate) async fn fail<C>(client: C, cause: Cause, why: &str, limits: &SessionLimits, settling: Duration) -> Report
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (nobody, _) = Io::pair();
     let mut relay = Relay::new(client, nobody, Version::V5, &StreamOptions::default(), limits);
-    relay.fail(why.to_owned());
+    relay.fail(cause, why.to_owned());
     drive(relay, settling, CancellationToken::new()).await
 }
 
@@ -77,7 +77,7 @@ where
     let mut timer = pin!(sleep_until(if settling { Instant::now() + wait } else { clock::first() }));
     poll_fn(|cx| {
         if !relay.is_closing() && drained.as_mut().poll(cx).is_ready() {
-            relay.fail("the server is shutting down".to_owned());
+            relay.fail(Cause::Drain, "the server is shutting down".to_owned());
         }
         loop {
             if let std::task::Poll::Ready(report) = relay.poll(cx) {

@@ -14,7 +14,7 @@ use crate::{
     remote_command::{Version, messages, status::MAX_STATUS},
     spdy::{self, codec::HeaderMode, frame},
     upgrade::{
-        End, Report, SessionLimits, StreamOptions,
+        Cause, End, Report, SessionLimits, StreamOptions, Traffic,
         buffer::{BUFFER, Buffer},
         clock::{self, Due},
         side::Side,
@@ -74,8 +74,7 @@ pub(super) struct Relay<C, U> {
     ticks: u32,
     /// Ticks since the client has been sent all there is.
     farewell: u32,
-    bytes_in: u64,
-    bytes_out: u64,
+    bytes: Traffic,
 }
 
 #[derive(Debug)]
@@ -84,7 +83,7 @@ enum Phase {
     Opening,
     Open,
     /// The client has been told how the session ended, or is gone. Both sides are flushed and closed.
-    Closing(End, Cow<'static, str>),
+    Closing(End, Cause, Cow<'static, str>),
 }
 
 impl<C, U> Relay<C, U>
@@ -116,8 +115,7 @@ where
             greeted_on: lanes.lowest_readable(),
             ticks: 0,
             farewell: 0,
-            bytes_in: 0,
-            bytes_out: 0,
+            bytes: Traffic::default(),
             lanes,
         };
         relay.upstream.out.push_front(&relay.lanes.syn_streams());
@@ -146,15 +144,14 @@ where
                 break;
             }
         }
-        if let Phase::Closing(end, cause) = &mut self.phase {
+        if let Phase::Closing(end, cause, detail) = &mut self.phase {
             let client = self.client.poll_close(cx, true);
             let upstream = self.upstream.poll_close(cx, false);
             if client.is_ready() && upstream.is_ready() {
-                let mut report = Report::new(*end, std::mem::take(cause));
+                let mut report = Report::new(*end, *cause, std::mem::take(detail));
                 report.protocol_in = Version::V5.name().into();
                 report.protocol_out = self.version.name().into();
-                report.bytes_in = self.bytes_in;
-                report.bytes_out = self.bytes_out;
+                report.bytes = self.bytes;
                 return Poll::Ready(report);
             }
         }
@@ -177,7 +174,7 @@ where
                 Poll::Ready(Ok((buffer, read))) if read > 0 => self.take_messages(buffer, read),
                 // Behind the end it may still read what we have for it.
                 Poll::Ready(_) if self.is_closing() => {}
-                Poll::Ready(_) => self.client_gone("the client's connection ended"),
+                Poll::Ready(_) => self.client_gone(Cause::ClientLost, "the client's connection ended"),
             }
             progress = true;
         }
@@ -195,7 +192,7 @@ where
                 break;
             }
             if self.client.mute && !self.is_closing() {
-                self.client_gone("the client's connection broke");
+                self.client_gone(Cause::ClientLost, "the client's connection broke");
                 // The other half has something to send now.
                 progress = true;
             }
@@ -261,7 +258,7 @@ where
             ChannelEvent::Data { id, range } if matches!(id, STDIN | RESIZE) && sending.contains(id) => {
                 self.ticks = 0;
                 if id == STDIN {
-                    self.bytes_in += range.len() as u64;
+                    self.bytes.stdin += range.len() as u64;
                 }
                 self.upstream.out.batch().push(buf, id, range, false);
             }
@@ -293,7 +290,7 @@ where
                 Err(error) => {
                     tracing::debug!(%error, "the next hop broke the protocol");
                     self.write_messages(buffer);
-                    return self.fail(format!("the next hop broke the protocol: {error}"));
+                    return self.fail(Cause::UpstreamProtocol, format!("the next hop broke the protocol: {error}"));
                 }
             };
             let offset = at;
@@ -324,7 +321,7 @@ where
                     let Some(channel) = self.lanes.channel(stream) else { continue };
                     if self.lanes.unreplied.contains(channel) {
                         self.write_messages(buffer);
-                        return self.fail(format!("the next hop refused a stream: {code}"));
+                        return self.fail(Cause::UpstreamFailed, format!("the next hop refused a stream: {code}"));
                     }
                     self.lanes.reset(channel);
                 }
@@ -362,7 +359,8 @@ where
         match channel {
             STDOUT | STDERR => {
                 self.ticks = 0;
-                self.bytes_out += range.len() as u64;
+                let counted = if channel == STDOUT { &mut self.bytes.stdout } else { &mut self.bytes.stderr };
+                *counted += range.len() as u64;
                 self.client.out.batch().push(buffer, channel, range, false);
             }
             ERROR => {
@@ -385,20 +383,27 @@ where
         self.ticks += 1;
         match self.phase {
             Phase::Opening if self.ticks >= self.limits.creation => {
-                self.fail("timed out waiting for the next hop to accept streams".to_owned());
+                let why = "timed out waiting for the next hop to accept streams";
+                self.fail(Cause::CreationTimeout, why.to_owned());
             }
             Phase::Opening => {}
-            Phase::Open if self.ticks >= self.limits.idle => self.fail("nothing was sent for too long".to_owned()),
+            Phase::Open if self.ticks >= self.limits.idle => {
+                self.fail(Cause::Idle, "nothing was sent for too long".to_owned());
+            }
             Phase::Open => match (client, upstream) {
-                (Due::Dead, _) => self.fail("the client was silent for too long".to_owned()),
-                (_, Due::Dead) => self.fail("the next hop was silent for too long".to_owned()),
+                (Due::Dead, _) => {
+                    self.fail(Cause::ClientSilent, "the client was silent for too long".to_owned());
+                }
+                (_, Due::Dead) => {
+                    self.fail(Cause::UpstreamSilent, "the next hop was silent for too long".to_owned());
+                }
                 (client, upstream) => self.keep_alive(client == Due::Ping, upstream == Due::Ping),
             },
             Phase::Closing(..) => {
                 // A client that takes its output slowly has time; one that has all of it has not.
                 self.farewell = if self.client.out.is_empty() { self.farewell + 1 } else { 0 };
                 if self.farewell >= self.limits.farewell || self.ticks >= self.limits.idle {
-                    self.client_gone("");
+                    self.client_gone(Cause::ClientSilent, "");
                     self.upstream.mute = true;
                 }
             }

@@ -33,7 +33,7 @@ use crate::{
         codec::{Decoder, Event, HeaderMode, Limits},
         frame::{self, HeaderEncoder, StreamId},
     },
-    upgrade::{End, Report, SessionLimits, StreamOptions},
+    upgrade::{Cause, End, Report, SessionLimits, StreamOptions},
 };
 
 /// As for a client that nothing is known of.

@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request};
+use http::{Extensions, Request, Response, request};
 use http_body_util::Full;
 use tokio::time::{sleep, timeout};
 use tower::Service;
@@ -36,7 +36,9 @@ use crate::{
         over_websocket::{self, WsProtocol, settling},
     },
     runtime::{Runtime, Session},
-    upgrade::{Dialect, Refusal, SessionLimits, Subresource, accept, can_switch, is_websocket, permitted},
+    upgrade::{
+        Dialect, Leg, Permit, Refusal, SessionLimits, Subresource, Target, accept, can_switch, is_websocket, permitted,
+    },
 };
 
 type Answer = Response<Full<Bytes>>;
@@ -167,9 +169,25 @@ impl<R: Runtime, B> Service<Request<B>> for StreamingServer<R> {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (request, _) = request.into_parts();
+        let target = permit(&request.extensions);
         let served = self.clone().serve(request);
-        Box::pin(async move { Ok(served.await.unwrap_or_else(|refusal| *refusal)) })
+        Box::pin(async move { Ok(served.await.unwrap_or_else(|refusal| refused_here(target.as_deref(), *refusal))) })
     }
+}
+
+fn permit(extensions: &Extensions) -> Option<Arc<Target>> {
+    extensions.get::<Permit>().map(|permit| Arc::clone(&permit.0))
+}
+
+/// Says so in the log: a server in front that took this one for something else has only the code.
+fn refused_here(target: Option<&Target>, refusal: Answer) -> Answer {
+    if let Some(target) = target {
+        tracing::info!(
+            leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
+            pod.name = ?target.pod, code = refusal.status().as_u16(), "stream refused",
+        );
+    }
+    refusal
 }
 
 impl<R> fmt::Debug for StreamingServer<R> {

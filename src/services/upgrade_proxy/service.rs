@@ -32,10 +32,12 @@ use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
     upgrade::{
-        self, ClientAddr, Dialect, Refusal, Report, SessionLimits, Subresource, Target, can_switch, is_upgrade,
-        permitted, upgrade_names,
+        self, Cause, ClientAddr, DialFailed, Dialect, Leg, Refusal, Report, SessionLimits, Subresource, Target,
+        can_switch, is_upgrade, is_websocket, permitted, upgrade_names,
     },
 };
+
+type Answer = Response<Full<Bytes>>;
 
 /// Longest wait for a connection to the next hop.
 const DIAL: Duration = Duration::from_secs(30);
@@ -85,9 +87,10 @@ impl<C: Connect> UpgradeProxy<C> {
         self
     }
 
-    async fn carry(self, mut request: request::Parts) -> Result<Response<Full<Bytes>>, (Dialect, Refusal)> {
-        let target = permitted(&request.extensions).map_err(|refusal| (Dialect::ApiServer, refusal))?;
-        let refuse = |refusal: Refusal| (target.dialect, refusal);
+    async fn carry(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
+        let target =
+            permitted(&request.extensions).map_err(|refusal| Box::new(refusal.into_response(Dialect::ApiServer)))?;
+        let refuse = |refusal: Refusal| Box::new(refusal.into_response(target.dialect));
         let Some(hop) = request.extensions.remove::<Hop>() else {
             tracing::error!("a stream reached its leaf without a hop: the stack has no routing layer");
             return Err(refuse(Refusal::internal("no next hop")));
@@ -95,6 +98,7 @@ impl<C: Connect> UpgradeProxy<C> {
         if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));
         }
+        let websocket = is_websocket(&request.headers);
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
         let asked = ask_for(&request, hop);
         // One timer for both waits: a new one that is due before all others wakes the thread that sleeps on them.
@@ -104,7 +108,11 @@ impl<C: Connect> UpgradeProxy<C> {
             io = self.connect.connect(asked.uri().clone()) => io,
             () = &mut clock => Err(io::Error::new(io::ErrorKind::TimedOut, "dial tcp: i/o timeout")),
         };
-        let io = io.map_err(|error| refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error)))?;
+        let io = io.map_err(|error| {
+            let mut answer = refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error));
+            answer.extensions_mut().insert(DialFailed);
+            answer
+        })?;
         clock.as_mut().reset(Instant::now() + self.answer);
         let answer = select! {
             biased;
@@ -116,7 +124,12 @@ impl<C: Connect> UpgradeProxy<C> {
             Err(failure) => return Err(refuse(bad_gateway(&target, failure.message(), &failure))),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            tracing::info!(code = response.status().as_u16(), "the next hop refused the stream");
+            // Over WebSocket, 400 and 403 mostly mean that the hop does not speak it, whatever was said of it.
+            tracing::info!(
+                leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
+                pod.name = ?target.pod, websocket, code = response.status().as_u16(),
+                "the next hop refused the stream",
+            );
             return Ok(response);
         }
         if ours {
@@ -139,7 +152,10 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
     client.spawn(move |client, drain| async move {
         let mut report = match hop.into_io().await {
             Ok(hop) => passthrough::carry(client, hop, watched, &limits, drain).await,
-            Err(error) => Report::new(upgrade::End::Error, format!("the next hop's connection was lost: {error}")),
+            Err(error) => {
+                let detail = format!("the next hop's connection was lost: {error}");
+                Report::new(upgrade::End::Error, Cause::Handshake, detail)
+            }
         };
         report.protocol_in = protocol.clone().into();
         report.protocol_out = protocol.into();
@@ -194,16 +210,17 @@ pub(in crate::services) fn upgrade_required(dialect: Dialect) -> Refusal {
 
 fn bad_gateway(target: &Target, message: String, cause: &dyn fmt::Debug) -> Refusal {
     tracing::warn!(
-        pod.namespace = %target.namespace, pod.name = %target.pod, ?cause,
+        leg = %Leg::Handshake, subresource = %target.subresource, pod.namespace = ?target.namespace,
+        pod.name = ?target.pod, ?cause,
         "the next hop cannot be reached, or gave no usable answer",
     );
     Refusal::internal(message)
 }
 
 impl<C: Connect, B> Service<Request<B>> for UpgradeProxy<C> {
-    type Response = Response<Full<Bytes>>;
+    type Response = Answer;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -212,6 +229,6 @@ impl<C: Connect, B> Service<Request<B>> for UpgradeProxy<C> {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (request, _) = request.into_parts();
         let carried = self.clone().carry(request);
-        Box::pin(async move { Ok(carried.await.unwrap_or_else(|(dialect, refusal)| refusal.into_response(dialect))) })
+        Box::pin(async move { Ok(carried.await.unwrap_or_else(|refusal| *refusal)) })
     }
 }

@@ -8,17 +8,18 @@ use tokio::{
 };
 
 use super::{Phase, Session};
+use crate::upgrade::Cause;
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
     /// Does what is due. True if anything changed.
     pub(super) fn check_clocks(&mut self, now: Instant) -> bool {
         match self.phase {
             Phase::Running if self.idle_until().is_some_and(|at| at <= now) => {
-                self.fail("the session was idle for too long", 1000);
+                self.fail(Cause::Idle, "the session was idle for too long", 1000);
                 return true;
             }
             Phase::Ending { until, .. } if until.or(self.idle_until()).is_some_and(|at| at <= now) => {
-                self.lost("the client did not read to the end");
+                self.lost(Cause::ClientSilent, "the client did not read to the end");
                 return true;
             }
             Phase::Closing { until, .. } if until <= now => {
@@ -39,7 +40,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
         }
         let quiet_since = *self.quiet_since.get_or_insert(now);
         if quiet_since + self.limits.dead_after <= now {
-            self.lost("the client gave no sign of life");
+            self.lost(Cause::ClientSilent, "the client gave no sign of life");
             return true;
         }
         if quiet_since.max(self.last_sign) + self.limits.ping_after <= now {

@@ -12,9 +12,12 @@ use tokio::{
 };
 
 use super::{CHUNK, Phase, Session};
-use crate::websocket::{
-    self, Event,
-    channel::{self, ChannelEvent},
+use crate::{
+    upgrade::Cause,
+    websocket::{
+        self, Event,
+        channel::{self, ChannelEvent},
+    },
 };
 
 thread_local! {
@@ -49,10 +52,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
                 self.quiet_since = None;
                 self.parse(&mut buffer[..filled]);
             }
-            Poll::Ready(Ok(())) => self.lost("the client went away"),
+            Poll::Ready(Ok(())) => self.lost(Cause::ClientLost, "the client went away"),
             Poll::Ready(Err(ref error)) => {
                 tracing::debug!(%error, "reading from the client failed");
-                self.lost("the connection to the client was lost");
+                self.lost(Cause::ClientLost, "the connection to the client was lost");
             }
             Poll::Pending => {}
         }
@@ -85,13 +88,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
         let Phase::Running = self.phase else { return Ok(()) };
         match self.demux.data(data, buf)? {
             Some(ChannelEvent::Data { id: channel::STDIN, range }) => {
-                self.received(range.len());
+                self.last_payload = Instant::now();
+                self.bytes.stdin += range.len() as u64;
                 if let Some(stdin) = &self.stdin {
                     stdin.push(&buf[range]);
                 }
             }
             Some(ChannelEvent::Data { id: channel::RESIZE, range }) => {
-                self.received(range.len());
+                self.last_payload = Instant::now();
                 if let Some((decoder, sizes)) = &mut self.resize
                     && let Some(size) = decoder.push(&buf[range])
                 {
@@ -107,10 +111,5 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
             Some(ChannelEvent::Data { .. } | ChannelEvent::Closed(_)) | None => {}
         }
         Ok(())
-    }
-
-    fn received(&mut self, bytes: usize) {
-        self.bytes_in += bytes as u64;
-        self.last_payload = Instant::now();
     }
 }

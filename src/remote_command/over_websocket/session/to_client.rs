@@ -15,6 +15,7 @@ use tokio::{
 use super::{CHUNK, Phase, Session};
 use crate::{
     remote_command::over_websocket::pipes::HEADROOM,
+    upgrade::Cause,
     websocket::{
         ControlFrame, Payload,
         channel::{self, Encoding},
@@ -33,7 +34,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "writing to the client failed");
-                    self.lost("the connection to the client was lost");
+                    self.lost(Cause::ClientLost, "the connection to the client was lost");
                     return true;
                 }
                 Poll::Pending => {
@@ -61,7 +62,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
                 }
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "writing to the client failed");
-                    self.lost("the connection to the client was lost");
+                    self.lost(Cause::ClientLost, "the connection to the client was lost");
                     return true;
                 }
                 Poll::Pending => {
@@ -121,7 +122,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Session<Io> {
                 && output.take(&mut self.out, cx)
             {
                 let id = *id;
-                self.bytes_out += (self.out.len() - HEADROOM) as u64;
+                let counted = if id == channel::STDOUT { &mut self.bytes.stdout } else { &mut self.bytes.stderr };
+                *counted += (self.out.len() - HEADROOM) as u64;
                 self.last_payload = Instant::now();
                 self.first = 1 - at;
                 self.frame_output(id);

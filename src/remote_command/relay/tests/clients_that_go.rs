@@ -188,7 +188,7 @@ async fn a_flood_of_stdin_does_not_keep_output_back() {
     near.write_all(&data(5, b"", true)).await.unwrap();
     near.write_all(&data(1, SUCCESS, true)).await.unwrap();
     let report = relay.await.unwrap();
-    assert_eq!((report.end, report.bytes_out), (End::Success, 50 * 32 * 1024));
-    assert!(report.bytes_in > 0 && report.bytes_in < 10 * report.bytes_out, "{report:?}");
+    assert_eq!((report.end, report.bytes.to_client()), (End::Success, 50 * 32 * 1024));
+    assert!(report.bytes.from_client() > 0 && report.bytes.from_client() < 10 * report.bytes.to_client(), "{report:?}");
     reader.await.unwrap().unwrap();
 }

@@ -165,7 +165,7 @@ async fn carries(stdin: Vec<Vec<u8>>, output: Vec<(bool, Vec<u8>)>, code: u8, se
     assert_eq!(told.outcome(), Outcome::Exited(exit));
     assert_eq!(told.close, Some(1000));
     let report = relay.await.unwrap();
-    assert_eq!(report.bytes_in, typed.len() as u64);
+    assert_eq!(report.bytes.from_client(), typed.len() as u64);
     drop((near, reader));
 }
 

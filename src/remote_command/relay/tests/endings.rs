@@ -29,7 +29,7 @@ async fn output_then_status_then_close_when_upstream_ends_as_go_does() {
     assert_eq!(told.close, Some(1000));
     let report = relay.await.unwrap();
     assert_eq!(report.end, End::ExitCode(3));
-    assert_eq!((report.bytes_in, report.bytes_out), (0, 6));
+    assert_eq!((report.bytes.from_client(), report.bytes.to_client()), (0, 6));
     assert_eq!((&*report.protocol_in, &*report.protocol_out), ("v5.channel.k8s.io", "v4.channel.k8s.io"));
 }
 
@@ -171,7 +171,7 @@ async fn what_upstream_says_in_place_of_a_status_is_told_to_the_client_only() {
             ends.upstream.accept(2).await;
             ends.upstream.end(said, &[3]).await;
             hear(&mut ends.client).await.assert_failed();
-            assert!(!ends.relay.await.unwrap().cause.contains("secret"));
+            assert!(!ends.relay.await.unwrap().detail.contains("secret"));
         }
     }
 }
@@ -211,7 +211,8 @@ async fn a_refused_stream_is_a_failure() {
     upstream.next().await;
     upstream.send(&frame::rst(StreamId::new(3).unwrap(), ResetCode::REFUSED_STREAM)).await;
     hear(&mut client).await.assert_failed();
-    assert!(relay.await.unwrap().cause.contains("REFUSED_STREAM"));
+    let report = relay.await.unwrap();
+    assert!(report.cause == Cause::UpstreamFailed && report.detail.contains("REFUSED_STREAM"), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,13 +247,13 @@ async fn a_drain_tells_the_client_and_upstream() {
     assert_eq!(told.of(1), b"before");
     told.assert_failed();
     assert_eq!(upstream.next_but_pings().await, Seen::Rst(1));
-    assert_eq!(relay.await.unwrap().cause, "the server is shutting down");
+    assert_eq!(relay.await.unwrap().cause, Cause::Drain);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_session_without_upstream_is_a_status_and_a_close() {
     let (client, ours) = duplex(ROOM);
-    let relay = tokio::spawn(async move { fail(ours, "no such runtime", &LIMITS, SETTLING).await });
+    let relay = tokio::spawn(async move { fail(ours, Cause::Handshake, "no such runtime", &LIMITS, SETTLING).await });
     let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
     let told = hear(&mut client).await;
     told.assert_failed();

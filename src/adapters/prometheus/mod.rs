@@ -7,7 +7,7 @@
 //! | `num_ws_remote_command_v5_total` | `type` | KEP: attempts over WebSocket v5; `success` got a `101`, all else is `failure` |
 //! | `num_ws_port_forward_v2_total` | `type` | KEP: attempts in a tunnel, likewise |
 //! | `apiserver_stream_translator_requests_total` | `code` | translated: the refusal's code, or at the session's end 200 or 500 |
-//! | `apiserver_stream_tunnel_requests_total` | `code` | tunnelled: the answer's code, 101 included |
+//! | `apiserver_stream_tunnel_requests_total` | `code` | tunnelled: the answer's code, 101 included; a failed dial is 502 |
 //! | `apiserver_websocket_streaming_requests_total` | `subresource`, `proxy_type` | WebSocket requests that were routed; upstream's counts SPDY too |
 //!
 //! | kubelet | labels | counts |
@@ -20,13 +20,15 @@
 //! | `streaming_active_connections` | `subresource`, `proxy_type` | KEP, of the API server: sessions that live now |
 //! | `streaming_sessions_ended_total` | `subresource`, `proxy_type`, `end` | sessions that have ended; a drain and a cut are `error` |
 //! | `streaming_session_duration_seconds` | `proxy_type` | from the `101` to the end |
-//! | `streaming_bytes_total` | `subresource`, `direction` | bytes from (`in`) and to (`out`) clients, added when a session ends |
+//! | `streaming_close_causes_total` | `cause` | sessions that have ended, by their [`Cause`] |
+//! | `streaming_bytes_total` | `subresource`, `stream`, `direction` | bytes from (`in`) and to (`out`) clients, added when a session ends; `carried` passed unread, what frames take included |
+//! | `streaming_synthetic_check_decisions_total` | `subresource`, `decision` | the check for `create`: `allow`, `deny`, `no_opinion`, `error` |
 //! | `streaming_upgrade_duration_seconds` | `subresource`, `result` | from the request to its answer, waited for or not |
 //! | `streaming_refused_requests_total` | `subresource`, `code` | answers other than 101 |
 //!
 //! `proxy_type` is the KEP's: `translated_or_tunneled` here, or `proxied`, which is all that goes on or is served as it
 //! came. A code without a value of its own counts as `other`, a client that went before its answer as 499. All series
-//! are there from the start, 249 for an API server and 218 for a kubelet, and no label takes a value from a request.
+//! are there from the start, 301 for an API server and 270 for a kubelet, and no label takes a value from a request.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,19 +48,24 @@
 //! # let _ = kubelet; }
 //! ```
 
+mod own;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use self::table::{Histogram, Label, Table};
+use self::{
+    own::{ApiServer, Kubelet, Own},
+    table::{Histogram, Label, Table},
+};
 use crate::{
     layers::{
         Record,
-        metrics::{Answer, Protocol, Stream},
+        metrics::{Answer, Stream},
+        synthetic_authz::Verdict,
     },
-    upgrade::{End, Report, Route, Subresource},
+    upgrade::{Cause, End, Report, Route, Subresource},
 };
 
 /// The `Content-Type` of [`StreamingMetrics::render`].
@@ -68,7 +75,18 @@ const SUBRESOURCE: Label = ("subresource", &["exec", "attach", "portforward"]);
 const PROXY_TYPE: Label = ("proxy_type", &["proxied", "translated_or_tunneled"]);
 const RESULT: Label = ("result", &["success", "failure"]);
 const END: Label = ("end", &["success", "exit_code", "client_gone", "carried", "error"]);
+const STREAM: Label = ("stream", &["stdin", "stdout", "stderr", "data", "carried"]);
 const DIRECTION: Label = ("direction", &["in", "out"]);
+const DECISION: Label = ("decision", &["allow", "deny", "no_opinion", "error"]);
+const CAUSE: Label = ("cause", &{
+    let mut words = [""; Cause::ALL.len()];
+    let mut at = 0;
+    while at < words.len() {
+        words[at] = Cause::ALL[at].as_str();
+        at += 1;
+    }
+    words
+});
 /// The last one stands for all others: what a next hop answers must not make series.
 const CODE: Label = (
     "code",
@@ -86,90 +104,25 @@ pub struct StreamingMetrics {
     own: Own,
     active: Table,
     ended: Table,
+    causes: Table,
     bytes: Table,
+    checks: Table,
     refused: Table,
     lasted: Histogram,
     upgrades: Histogram,
-}
-
-/// What only one of the two servers has.
-#[derive(Debug)]
-enum Own {
-    ApiServer(Box<ApiServer>),
-    Kubelet(Box<Kubelet>),
-}
-
-#[derive(Debug)]
-struct ApiServer {
-    v5: Table,
-    port_forward: Table,
-    translated: Table,
-    tunnelled: Table,
-    routed: Table,
-}
-
-#[derive(Debug)]
-struct Kubelet {
-    requests: Table,
-    handled: Table,
 }
 
 impl StreamingMetrics {
     /// Counts under the names of an API server.
     #[must_use]
     pub fn api_server() -> Self {
-        const TYPE: Label = ("type", RESULT.1);
-        const ROUTED: Label = ("proxy_type", &["proxied_to_kubelet", "translated_at_apiserver"]);
-        let own = ApiServer {
-            v5: Table::counter(
-                "num_ws_remote_command_v5_total",
-                "Total number of WebSocket/V5 RemoteCommand upgrade attempts that the API server saw.",
-                &[TYPE],
-            ),
-            port_forward: Table::counter(
-                "num_ws_port_forward_v2_total",
-                "Total number of WebSocket/V2 PortForward upgrade attempts that the API server saw.",
-                &[TYPE],
-            ),
-            translated: Table::counter(
-                "apiserver_stream_translator_requests_total",
-                "Total number of requests that were handled by the StreamTranslatorProxy, which processes streaming \
-                 RemoteCommand/V5",
-                &[CODE],
-            ),
-            tunnelled: Table::counter(
-                "apiserver_stream_tunnel_requests_total",
-                "Total number of requests that were handled by the StreamTunnelProxy, which processes streaming \
-                 PortForward/V2",
-                &[CODE],
-            ),
-            routed: Table::counter(
-                "apiserver_websocket_streaming_requests_total",
-                "Total number of WebSocket streaming requests (exec/attach/portforward) routed by the API server, \
-                 labeled by subresource and proxy_type. proxy_type is proxied_to_kubelet when the kubelet handles the \
-                 request directly; otherwise translated_at_apiserver.",
-                &[SUBRESOURCE, ROUTED],
-            ),
-        };
-        Self::new("apiserver", Own::ApiServer(own.into()))
+        Self::new("apiserver", Own::ApiServer(ApiServer::new().into()))
     }
 
     /// Counts under the names of a kubelet.
     #[must_use]
     pub fn kubelet() -> Self {
-        let own = Kubelet {
-            requests: Table::counter(
-                "kubelet_streaming_websocket_requests_total",
-                "Counter of WebSocket streaming upgrade requests handled by the Kubelet.",
-                &[SUBRESOURCE, RESULT],
-            ),
-            handled: Table::counter(
-                "kubelet_websocket_streaming_requests_total",
-                "Total number of WebSocket streaming requests (exec/attach/portforward) received by the kubelet.",
-                &[SUBRESOURCE],
-            ),
-        };
-        Self::new("kubelet", Own::Kubelet(own.into()))
+        Self::new("kubelet", Own::Kubelet(Kubelet::new().into()))
     }
 
     fn new(server: &str, own: Own) -> Self {
@@ -187,10 +140,20 @@ impl StreamingMetrics {
                 "Streaming sessions that have ended, by how they did.",
                 &[SUBRESOURCE, PROXY_TYPE, END],
             ),
+            causes: Table::counter(
+                name("close_causes_total"),
+                "Streaming sessions that have ended, by why they did.",
+                &[CAUSE],
+            ),
             bytes: Table::counter(
                 name("bytes_total"),
-                "Bytes of streaming sessions that have ended, from (in) and to (out) clients.",
-                &[SUBRESOURCE, DIRECTION],
+                "Bytes of streaming sessions that have ended, from (in) and to (out) clients; carried passed unread.",
+                &[SUBRESOURCE, STREAM, DIRECTION],
+            ),
+            checks: Table::counter(
+                name("synthetic_check_decisions_total"),
+                "Decisions of the synthetic check for create, which is asked where the request's own verb is another.",
+                &[SUBRESOURCE, DECISION],
             ),
             refused: Table::counter(
                 name("refused_requests_total"),
@@ -218,11 +181,8 @@ impl StreamingMetrics {
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
-        let own = match &self.own {
-            Own::ApiServer(own) => vec![&own.v5, &own.port_forward, &own.translated, &own.tunnelled, &own.routed],
-            Own::Kubelet(own) => vec![&own.requests, &own.handled],
-        };
-        for table in own.into_iter().chain([&self.active, &self.ended, &self.bytes, &self.refused]) {
+        let common = [&self.active, &self.ended, &self.causes, &self.bytes, &self.refused, &self.checks];
+        for table in self.own.tables().into_iter().chain(common) {
             table.render(&mut text);
         }
         self.lasted.render(&mut text);
@@ -234,18 +194,13 @@ impl StreamingMetrics {
 impl Record for StreamingMetrics {
     fn answered(&self, stream: Stream, answer: Answer, latency: Duration) {
         let subresource = stream.subresource.as_str();
-        let result = if answer == Answer::Switched { "success" } else { "failure" };
-        let code = code(&answer);
-        self.upgrades.observe(&[subresource, result], latency);
+        self.upgrades.observe(&[subresource, result(answer)], latency);
         if answer == Answer::Switched {
             self.active.add(&[subresource, proxy_type(stream)], 1);
         } else {
-            self.refused.add(&[subresource, code], 1);
+            self.refused.add(&[subresource, code(&answer)], 1);
         }
-        match &self.own {
-            Own::ApiServer(own) => own.answered(stream, answer, code, result),
-            Own::Kubelet(own) => own.answered(stream, answer, result),
-        }
+        self.own.answered(stream, answer);
     }
 
     fn ended(&self, stream: Stream, report: &Report, lasted: Duration) {
@@ -259,69 +214,46 @@ impl Record for StreamingMetrics {
         };
         self.active.take_one(&[subresource, proxy_type]);
         self.ended.add(&[subresource, proxy_type, end], 1);
-        self.bytes.add(&[subresource, "in"], report.bytes_in);
-        self.bytes.add(&[subresource, "out"], report.bytes_out);
+        self.causes.add(&[report.cause.as_str()], 1);
+        let bytes = &report.bytes;
+        for (stream, direction, bytes) in [
+            ("stdin", "in", bytes.stdin),
+            ("stdout", "out", bytes.stdout),
+            ("stderr", "out", bytes.stderr),
+            ("data", "in", bytes.data_in),
+            ("data", "out", bytes.data_out),
+            ("carried", "in", bytes.carried_in),
+            ("carried", "out", bytes.carried_out),
+        ] {
+            self.bytes.add(&[subresource, stream, direction], bytes);
+        }
         self.lasted.observe(&[proxy_type], lasted);
-        if let Own::ApiServer(own) = &self.own
-            && stream.route == Route::Adapted
-            && stream.subresource != Subresource::PortForward
-        {
-            // A client that goes is no failure of the translator, and an exit code is none either.
-            own.translated.add(&[if report.end == End::Error { "500" } else { "200" }], 1);
-        }
+        self.own.ended(stream, report.end);
     }
-}
 
-impl ApiServer {
-    fn answered(&self, stream: Stream, answer: Answer, code: &str, result: &str) {
-        match stream.protocol {
-            Protocol::V5 => self.v5.add(&[result], 1),
-            Protocol::Tunnel => self.port_forward.add(&[result], 1),
-            _ => {}
-        }
-        match (stream.route, stream.subresource) {
-            (Route::Adapted, Subresource::PortForward) => self.tunnelled.add(&[code], 1),
-            // One that was answered with 101 counts at its end, as upstream's do.
-            (Route::Adapted, _) if answer != Answer::Switched => self.translated.add(&[code], 1),
-            _ => {}
-        }
-        let proxy_type = match stream.route {
-            Route::WebSocketHop => "proxied_to_kubelet",
-            Route::SpdyHop | Route::Adapted => "translated_at_apiserver",
-            Route::Unrouted => return,
+    fn checked(&self, subresource: Subresource, verdict: Option<Verdict>) {
+        let decision = match verdict {
+            Some(Verdict::Allow) => "allow",
+            Some(Verdict::Deny) => "deny",
+            Some(Verdict::NoOpinion) => "no_opinion",
+            None => "error",
         };
-        if is_websocket(stream) {
-            self.routed.add(&[stream.subresource.as_str(), proxy_type], 1);
-        }
+        self.checks.add(&[subresource.as_str(), decision], 1);
     }
-}
-
-impl Kubelet {
-    fn answered(&self, stream: Stream, answer: Answer, result: &str) {
-        let subresource = stream.subresource.as_str();
-        if is_websocket(stream) {
-            self.requests.add(&[subresource, result], 1);
-        }
-        // Upstream's kubelet counts just before it translates: what fails earlier it does not count.
-        let here = answer == Answer::Switched || stream.route == Route::Adapted;
-        if here && matches!(stream.protocol, Protocol::V5 | Protocol::Tunnel) {
-            self.handled.add(&[subresource], 1);
-        }
-    }
-}
-
-fn is_websocket(stream: Stream) -> bool {
-    matches!(stream.protocol, Protocol::V5 | Protocol::Tunnel | Protocol::WebSocket)
 }
 
 fn proxy_type(stream: Stream) -> &'static str {
     if stream.route == Route::Adapted { "translated_or_tunneled" } else { "proxied" }
 }
 
+fn result(answer: Answer) -> &'static str {
+    if answer == Answer::Switched { "success" } else { "failure" }
+}
+
 fn code(answer: &Answer) -> &str {
     match answer {
         Answer::Switched => "101",
-        Answer::Refused(code) => code.as_str(),
+        Answer::Refused(code) | Answer::DialFailed(code) => code.as_str(),
         Answer::Failed => "500",
         Answer::Abandoned => "499",
     }
