@@ -218,9 +218,7 @@ where
                     }
                     self.client.out.keep(buffer);
                 }
-                Poll::Ready(Ok(_)) if self.client_ended => {
-                    self.close(NORMAL, End::Carried, Cause::Finished, "both sides have ended");
-                }
+                Poll::Ready(_) if self.client_ended => self.both_ended("the client ended, and so has the next hop"),
                 Poll::Ready(Ok(_)) if self.bytes.carried_out == 0 => {
                     let detail = "the next hop ended before it had said anything";
                     self.close(NORMAL, End::Error, Cause::Handshake, detail);
@@ -304,13 +302,21 @@ where
         }
     }
 
+    /// The client has said goodbye, and upstream has heard it: in order or, where bytes of the client crossed its end, with
+    /// a reset, which is no failure any more.
+    fn both_ended(&mut self, detail: &'static str) {
+        self.close(NORMAL, End::Carried, Cause::ClientClosed, detail);
+    }
+
     /// Nobody hears upstream any more. What the client has said still gets there.
     fn client_gone(&mut self, cause: Cause, detail: &'static str) {
         self.client.deaf = true;
         self.client.mute = true;
         self.client.out.clear();
         if self.over.is_none() {
-            self.over = Some((End::ClientGone, cause, detail.into()));
+            let (end, cause) =
+                if self.client_ended { (End::Carried, Cause::ClientClosed) } else { (End::ClientGone, cause) };
+            self.over = Some((end, cause, detail.into()));
             self.quiet = 0;
         }
     }
@@ -327,8 +333,7 @@ where
                 self.upstream.mute = true;
             }
         } else if self.client_ended && self.quiet >= self.linger {
-            let detail = "the client ended, and the next hop had no more to say";
-            self.close(NORMAL, End::Carried, Cause::Finished, detail);
+            self.both_ended("the client ended, and the next hop had no more to say");
         } else if self.quiet >= self.idle {
             self.close(GOING_AWAY, End::Error, Cause::Idle, "nothing was sent for too long");
         } else if due == Due::Dead {

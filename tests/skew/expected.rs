@@ -1,3 +1,4 @@
+#![allow(unreachable_pub, reason = "only this test binary uses it")]
 //! What a cell of the matrix has to look like: which way it goes, what is spoken, and what every series does.
 
 use std::fmt;
@@ -87,6 +88,8 @@ pub const SAID: &str = "hello\n";
 pub const FED: usize = 100_000;
 /// Bytes of a tar archive of one small file: tar writes records of that size.
 const RECORD: usize = 10_240;
+/// What tar says on stderr of a path that begins at the root.
+const TAR_SAYS: &str = "tar: Removing leading `/' from member names\n";
 
 impl Operation {
     pub const ALL: [Self; 5] = [Self::Exec, Self::ExecStdin, Self::Attach, Self::Cp, Self::PortForward];
@@ -106,7 +109,7 @@ impl Operation {
             Self::Exec => vec![("stdout", "out", exactly(SAID.len()))],
             Self::ExecStdin => vec![("stdin", "in", exactly(FED)), ("stdout", "out", exactly(FED))],
             Self::Attach => vec![("stdout", "out", Change::More)],
-            Self::Cp => vec![("stdout", "out", exactly(RECORD))],
+            Self::Cp => vec![("stdout", "out", exactly(RECORD)), ("stderr", "out", exactly(TAR_SAYS.len()))],
             Self::PortForward => vec![("data", "in", Change::More), ("data", "out", Change::More)],
         }
     }
@@ -182,8 +185,8 @@ enum Way {
 }
 
 impl Gates {
-    /// How the API server's series change.
-    pub fn at_apiserver(self, path: Path, operation: Operation) -> Changes {
+    /// How the API server's series change: the ways in which they may.
+    pub fn at_apiserver(self, path: Path, operation: Operation) -> Vec<Changes> {
         let passed = match (self.apiserver, self.kubelet) {
             (ApiServer::Off, _) => Way::Unrouted,
             (ApiServer::On, true) => Way::WebSocket,
@@ -198,15 +201,16 @@ impl Gates {
                 counted.add("apiserver_streaming_synthetic_check_decisions_total", &counted.with("decision", "allow"));
             }
         }
-        counted.ended(way, path != Path::PassedThrough);
         if way == Way::Adapted && operation != Operation::PortForward {
             counted.add("apiserver_stream_translator_requests_total", "code=\"200\"");
         }
-        counted.changes
+        let carried = path == Path::PassedThrough || (operation == Operation::PortForward && way != Way::Adapted);
+        let ends = if carried { vec![("carried", "finished")] } else { ends(path, operation, false) };
+        counted.ended(way, !carried && operation != Operation::PortForward, &ends)
     }
 
-    /// How the kubelet's series change.
-    pub fn at_kubelet(self, path: Path, operation: Operation) -> Changes {
+    /// How the kubelet's series change: the ways in which they may.
+    pub fn at_kubelet(self, path: Path, operation: Operation) -> Vec<Changes> {
         let passed = if self.kubelet { Way::Spdy } else { Way::Unrouted };
         let way = if path == Path::PassedThrough { Way::Adapted } else { passed };
         // What is adapted in front of it reaches the kubelet as SPDY.
@@ -219,8 +223,25 @@ impl Gates {
                 counted.add("kubelet_streaming_synthetic_check_decisions_total", &counted.with("decision", "allow"));
             }
         }
-        counted.ended(way, true);
-        counted.changes
+        let read = way != Way::Adapted || operation != Operation::PortForward;
+        counted.ended(way, read, &ends(path, operation, true))
+    }
+}
+
+/// How the session may end, and why, where more is known than that its bytes have.
+fn ends(path: Path, operation: Operation, at_kubelet: bool) -> Vec<(&'static str, &'static str)> {
+    match operation {
+        Operation::Exec | Operation::ExecStdin => vec![("success", "finished")],
+        // kubectl is content with the archive's end, and may be gone before the status comes.
+        Operation::Cp => {
+            vec![("success", "finished"), ("client_gone", "client_lost"), ("client_gone", "client_closed")]
+        }
+        // kubectl is stopped. Where it was adapted in front of it, the kubelet is told so in order.
+        Operation::Attach if at_kubelet && path == Path::Adapted => vec![("client_gone", "client_closed")],
+        Operation::Attach => vec![("client_gone", "client_lost")],
+        // kubectl says goodbye twice, within SPDY and around it: the next hop's answer to the one may overtake the other.
+        Operation::PortForward if at_kubelet && path != Path::PassedThrough => vec![("carried", "client_closed")],
+        Operation::PortForward => vec![("carried", "client_closed"), ("carried", "finished")],
     }
 }
 
@@ -304,34 +325,32 @@ impl Counted {
         }
     }
 
-    /// The session's end. `read`: whether its frames are looked into here, or only carried.
-    fn ended(&mut self, way: Way, read: bool) {
+    /// The session's end, in one of those ways. `read`: whether its streams are told apart here.
+    fn ended(mut self, way: Way, read: bool, ends: &[(&str, &str)]) -> Vec<Changes> {
         let server = self.server;
-        let adapted = way == Way::Adapted;
-        let proxy_type = if adapted { "translated_or_tunneled" } else { "proxied" };
-        let port_forward = self.operation == Operation::PortForward;
-        let served = server == "kubelet" && !adapted;
-        // A stopped client is gone; who only carries cannot know what the end meant.
-        let (end, cause) = match self.operation {
-            Operation::Exec | Operation::ExecStdin | Operation::Cp if read => ("success", "finished"),
-            Operation::Attach if read => ("client_gone", "client_lost"),
-            Operation::PortForward if read && adapted => ("client_gone", "client_closed"),
-            _ => ("carried", "finished"),
-        };
-        let labels = format!("{},end=\"{end}\"", self.with("proxy_type", proxy_type));
-        self.add(&format!("{server}_streaming_sessions_ended_total"), &labels);
-        self.add(&format!("{server}_streaming_close_causes_total"), &format!("cause=\"{cause}\""));
-        self.observe(&format!("{server}_streaming_session_duration_seconds"), &format!("proxy_type=\"{proxy_type}\""));
-        let told_apart = served || (adapted && !port_forward);
+        let proxy_type = if way == Way::Adapted { "translated_or_tunneled" } else { "proxied" };
+        let duration = format!("{server}_streaming_session_duration_seconds");
+        self.observe(&duration, &format!("proxy_type=\"{proxy_type}\""));
+        // The API server looks into SPDY for its ends only.
+        let told_apart = read && (server == "kubelet" || way == Way::Adapted);
         let bytes = if told_apart {
             self.operation.payload()
         } else {
-            vec![("carried", "in", Change::More), ("carried", "out", Change::More)]
+            vec![("carried", "in", Change::Any), ("carried", "out", Change::More)]
         };
         for (stream, direction, change) in bytes {
             let labels = format!("{},direction=\"{direction}\"", self.with("stream", stream));
             self.changes.insert(format!("{server}_streaming_bytes_total{{{labels}}}"), change);
         }
+        let one_of = ends.iter().map(|(end, cause)| {
+            let labels = format!("{},end=\"{end}\"", self.with("proxy_type", proxy_type));
+            let mut changes = self.changes.clone();
+            changes.insert(format!("{server}_streaming_sessions_ended_total{{{labels}}}"), Change::Exactly(1.0));
+            let cause = format!("{server}_streaming_close_causes_total{{cause=\"{cause}\"}}");
+            changes.insert(cause, Change::Exactly(1.0));
+            changes
+        });
+        one_of.collect()
     }
 }
 

@@ -1,9 +1,14 @@
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use futures_util::{SinkExt, StreamExt};
 use proptest::prelude::*;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -204,6 +209,57 @@ async fn an_upstream_that_ends_not_behind_the_client_is_given_up() {
     assert_eq!(session.await.unwrap().end, End::Carried);
     assert!((55..76).contains(&before.elapsed().as_secs()), "{:?}", before.elapsed());
     assert!(upstream.write_all(b"late").await.is_err(), "nobody reads any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_next_hop_does_behind_the_clients_close_is_the_clients_end_and_no_failure() {
+    for reset in [false, true] {
+        let (client, ours) = duplex(1024);
+        let mut client = WebSocketStream::from_raw_socket(client, TungsteniteRole::Client, None).await;
+        client.send(binary(b"all")).await.unwrap();
+        client.send(close(1000)).await.unwrap();
+        let (limits, upstream) = (SessionLimits::new(), Closes { reset, shut_down: false, reader: None });
+        let session = relay(ours, upstream, &limits, CancellationToken::new());
+        let (report, (.., code)) = tokio::join!(session, read_out(&mut client));
+        assert_eq!((report.end, report.cause), (End::Carried, Cause::ClientClosed), "reset: {reset}");
+        assert_eq!(code, Some(1000), "reset: {reset}");
+    }
+}
+
+/// An upstream that closes once the client has, in order or not.
+struct Closes {
+    reset: bool,
+    shut_down: bool,
+    reader: Option<Waker>,
+}
+
+impl AsyncRead for Closes {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match (self.shut_down, self.reset) {
+            (false, _) => {
+                self.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            (true, false) => Poll::Ready(Ok(())),
+            (true, true) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Closes {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shut_down = true;
+        self.reader.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Ok(()))
+    }
 }
 
 #[tokio::test(start_paused = true)]
