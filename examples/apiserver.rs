@@ -31,9 +31,9 @@ use support::{
 };
 use tower_kube_streaming::{
     adapters::rustls::TlsConnect,
-    layers::danger::PermitAllLayer,
+    layers::{QuotaLayer, danger::PermitAllLayer},
     port_forward::DialErrors,
-    services::{ApiServer, InProcess, UpgradeProxy},
+    services::{ApiServer, InProcess, Throttled, UpgradeProxy},
     upgrade::{Dialect, SessionLimits, Sessions, Target},
 };
 
@@ -81,6 +81,24 @@ struct Flags {
     /// slow to open streams has half of them.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "manifest")]
     give_up_after: u64,
+    /// Bytes per second of each connection to a kubelet, in each direction. 0: no limit; else at least 1024, or pings
+    /// would come too late.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "manifest", value_parser = bytes_per_sec)]
+    max_connection_bytes_per_sec: u64,
+    /// Sessions of all users at once; more are refused with 429. 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_sessions: usize,
+    /// Sessions of each user at once; more are refused with 429. 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_sessions_per_user: usize,
+}
+
+fn bytes_per_sec(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(1..1024) => Err("must be 0, or at least 1024".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 /// Where streams go.
@@ -88,14 +106,14 @@ enum Next {
     /// Nowhere: the kubelet's part runs in this process.
     InProcess(Arc<Store>),
     /// To the kubelet of the pod's node.
-    Kubelets(TlsConnect, SessionLimits),
+    Kubelets(Throttled<TlsConnect>, SessionLimits),
 }
 
 /// The streaming stack of an API server.
-fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
+fn stack(locate: Locate, next: Next, sessions: Sessions, quota: QuotaLayer) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
     // `support::authz` has authorized every request that comes here.
-    let authorize = PermitAllLayer;
+    let authorize = (PermitAllLayer, quota);
     match next {
         Next::Kubelets(connect, limits) => {
             let leaf = UpgradeProxy::new(connect).limits(limits);
@@ -159,7 +177,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
-    let streams = stack(locate, next(&flags, &store)?, sessions.clone());
+    let quota = QuotaLayer::new().max_sessions(flags.max_sessions).max_sessions_per_user(flags.max_sessions_per_user);
+    let streams = stack(locate, next(&flags, &store)?, sessions.clone(), quota);
     let service = api::router(Api { store, stop }, streams, authenticator);
 
     say(format_args!("listening on {url}"));
@@ -185,6 +204,7 @@ fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
     let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
     let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
     let connect = if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect };
+    let connect = Throttled::new(connect, flags.max_connection_bytes_per_sec);
     Ok(Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))))
 }
 
