@@ -23,6 +23,7 @@ mod report;
 mod session;
 pub(crate) mod side;
 mod target;
+mod trace_context;
 
 pub use caller::{Caller, ClientAddr};
 pub(crate) use grammar::parse_port;
@@ -37,3 +38,4 @@ pub use refusal::Refusal;
 pub use report::{End, Report};
 pub use session::{Route, Session, Sessions};
 pub use target::{Dialect, StreamOptions, Subresource, Target};
+pub(crate) use trace_context::{drop_malformed as drop_malformed_trace_context, trace_id};

@@ -23,6 +23,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower::Service;
+use tracing::{Instrument, Span};
 
 use super::{
     Connect,
@@ -32,8 +33,8 @@ use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
     upgrade::{
-        self, ClientAddr, Dialect, Refusal, Report, SessionLimits, Subresource, Target, can_switch, is_upgrade,
-        permitted, upgrade_names,
+        self, ClientAddr, Dialect, Refusal, Report, SessionLimits, Subresource, Target, can_switch,
+        drop_malformed_trace_context, is_upgrade, permitted, upgrade_names,
     },
 };
 
@@ -96,7 +97,17 @@ impl<C: Connect> UpgradeProxy<C> {
             return Err(refuse(upgrade_required(target.dialect)));
         }
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
+        let span = hop.span();
         let asked = ask_for(&request, hop);
+        let mut response = self.ask(&target, asked).instrument(span.clone()).await.map_err(refuse)?;
+        if ours && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            join(&mut request, &mut response, &target, self.limits, span);
+        }
+        Ok(response)
+    }
+
+    /// Dials, asks and waits for the answer.
+    async fn ask(&self, target: &Target, asked: Request<Empty<Bytes>>) -> Result<Response<Full<Bytes>>, Refusal> {
         // One timer for both waits: a new one that is due before all others wakes the thread that sleeps on them.
         let mut clock = pin!(sleep(self.dial));
         let io = select! {
@@ -104,30 +115,29 @@ impl<C: Connect> UpgradeProxy<C> {
             io = self.connect.connect(asked.uri().clone()) => io,
             () = &mut clock => Err(io::Error::new(io::ErrorKind::TimedOut, "dial tcp: i/o timeout")),
         };
-        let io = io.map_err(|error| refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error)))?;
+        let io = io.map_err(|error| bad_gateway(target, format!("error dialing backend: {error}"), &error))?;
         clock.as_mut().reset(Instant::now() + self.answer);
         let answer = select! {
             biased;
             answer = handshake::ask(io, relative(asked)) => answer,
             () = &mut clock => Err(Failure::Broken(io::Error::from(io::ErrorKind::TimedOut).into())),
         };
-        let mut response = match answer {
-            Ok(response) => response,
-            Err(failure) => return Err(refuse(bad_gateway(&target, failure.message(), &failure))),
-        };
+        let response = answer.map_err(|failure| bad_gateway(target, failure.message(), &failure))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             tracing::info!(code = response.status().as_u16(), "the next hop refused the stream");
-            return Ok(response);
-        }
-        if ours {
-            join(&mut request, &mut response, &target, self.limits);
         }
         Ok(response)
     }
 }
 
 /// Joins the client's side, which the request still has, with the next hop's.
-fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, target: &Target, limits: SessionLimits) {
+fn join(
+    request: &mut request::Parts,
+    response: &mut Response<Full<Bytes>>,
+    target: &Target,
+    limits: SessionLimits,
+    span: Span,
+) {
     let Some(client) = upgrade::take(&mut request.extensions) else { return };
     let Some(hop) = upgrade::take(response.extensions_mut()) else { return };
     let protocol = negotiated(response);
@@ -136,7 +146,7 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
         Subresource::Exec | Subresource::Attach if spdy => Version::from_name(&protocol),
         _ => None,
     };
-    client.spawn(move |client, drain| async move {
+    let session = move |client, drain| async move {
         let mut report = match hop.into_io().await {
             Ok(hop) => passthrough::carry(client, hop, watched, &limits, drain).await,
             Err(error) => Report::new(upgrade::End::Error, format!("the next hop's connection was lost: {error}")),
@@ -144,7 +154,8 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
         report.protocol_in = protocol.clone().into();
         report.protocol_out = protocol.into();
         report
-    });
+    };
+    client.spawn(move |client, drain| session(client, drain).instrument(span));
 }
 
 fn negotiated(response: &Response<Full<Bytes>>) -> String {
@@ -161,6 +172,7 @@ fn ask_for(client: &request::Parts, hop: Hop) -> Request<Empty<Bytes>> {
     *request.uri_mut() = hop.uri;
     let headers = request.headers_mut();
     handshake::strip_credentials(headers);
+    drop_malformed_trace_context(headers);
     if let Some(ClientAddr(address)) = client.extensions.get() {
         handshake::forwarded_for(headers, *address);
     }
@@ -194,7 +206,7 @@ pub(in crate::services) fn upgrade_required(dialect: Dialect) -> Refusal {
 
 fn bad_gateway(target: &Target, message: String, cause: &dyn fmt::Debug) -> Refusal {
     tracing::warn!(
-        pod.namespace = %target.namespace, pod.name = %target.pod, ?cause,
+        pod.namespace = ?target.namespace, pod.name = ?target.pod, ?cause,
         "the next hop cannot be reached, or gave no usable answer",
     );
     Refusal::internal(message)
