@@ -2,6 +2,8 @@
 //!
 //! One subscriber takes every line at every level, of this crate and of all others.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 use std::{
     convert::Infallible,
     io::{self, Write},
@@ -20,7 +22,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
 };
-use tower::Service;
+use tower::{Service, util::BoxCloneSyncService};
 use tower_kube_streaming::{
     adapters::prometheus::StreamingMetrics,
     layers::{
@@ -87,12 +89,8 @@ where
 /// API server and kubelet as two stacks with HTTP between them, as two processes would be.
 struct Cluster {
     sessions: [Sessions; 2],
-    kubelet: Kubelet<StackOfKubelet>,
+    kubelet: BoxCloneSyncService<Request<Incoming>, Response<Full<Bytes>>, Infallible>,
 }
-
-type StackOfKubelet = tower_kube_streaming::layers::UpgradeDetect<
-    tower_kube_streaming::layers::danger::PermitAll<StreamingServer<ProcessRuntime>>,
->;
 
 impl Cluster {
     fn new() -> Self {
@@ -101,7 +99,7 @@ impl Cluster {
         let shell = Main { command: vec!["sleep".into(), "1000".into()], tty: false, stdin: false };
         let runtime = ProcessRuntime::new().container("default", "demo", "c", shell);
         let kubelet = Kubelet::new(sessions[1].clone(), PermitAllLayer, StreamingServer::new(runtime));
-        Self { sessions, kubelet }
+        Self { sessions, kubelet: BoxCloneSyncService::new(kubelet) }
     }
 
     /// A connection to the API server.

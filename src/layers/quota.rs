@@ -161,7 +161,8 @@ impl QuotaLayer {
         let dialect = asked.target().dialect;
         // Above the layer that authorizes it would count nothing, as nothing is permitted there; so it must not let pass.
         permitted(request).map_err(|refusal| (refusal, dialect))?;
-        let Some(session) = request.get::<Session>() else {
+        // Below a layer that took the client's side, what is left of the session may end before the stream does.
+        let Some(session) = request.get::<Session>().filter(|session| session.is_announced()) else {
             tracing::error!("a stream came to its quota without a session: the quota stands below a layer that adapts");
             return Err((Refusal::internal("the quota of sessions cannot count this one"), dialect));
         };
