@@ -7,7 +7,12 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    layers::{SyntheticAuthzLayer, UpgradeDetectLayer, danger::PermitAllLayer, synthetic_authz::Decision},
+    layers::{
+        MetricsLayer, Record, SyntheticAuthzLayer, UpgradeDetectLayer,
+        danger::PermitAllLayer,
+        metrics::{Answer, Stream},
+        synthetic_authz::Decision,
+    },
     upgrade::{End, Report, Sessions, accept, take},
 };
 
@@ -184,6 +189,35 @@ async fn the_session_keeps_the_place_when_a_layer_below_took_the_clients_side() 
     let _client = accept(&mut Extensions::new(), request.extensions_mut());
     assert_eq!(stack.oneshot(request).await.unwrap().status(), 101);
     assert_eq!(lab.taken(), (1, 1));
+    lab.drain().await;
+    assert_eq!(lab.taken(), (0, 0));
+}
+
+/// The codes of refusals.
+#[derive(Default)]
+struct Refusals(Mutex<Vec<Answer>>);
+
+impl Record for Refusals {
+    fn answered(&self, _: Stream, answer: Answer, _: Duration) {
+        self.0.lock().unwrap().push(answer);
+    }
+
+    fn ended(&self, _: Stream, _: &Report, _: Duration) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_above_that_counts_sees_the_refusal() {
+    let (quota, refusals) = (QuotaLayer::new().max_sessions(1), Arc::new(Refusals::default()));
+    let lab = Lab::new(quota.clone());
+    let stack = ServiceBuilder::new()
+        .layer(UpgradeDetectLayer::new(Dialect::ApiServer, lab.sessions.clone()))
+        .layer((MetricsLayer::new(Arc::clone(&refusals)), PermitAllLayer, quota))
+        .service(service_fn(leaf));
+    for _ in 0..2 {
+        stack.clone().oneshot(exec("jane", Leaf::Serves)).await.unwrap();
+    }
+    let seen = refusals.0.lock().unwrap().clone();
+    assert_eq!(seen, [Answer::Switched, Answer::Refused(StatusCode::TOO_MANY_REQUESTS)]);
     lab.drain().await;
     assert_eq!(lab.taken(), (0, 0));
 }
