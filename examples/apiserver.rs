@@ -33,9 +33,9 @@ use support::{
 use tower_kube_streaming::{
     FeatureGates, Gate,
     adapters::{prometheus::StreamingMetrics, rustls::TlsConnect},
-    layers::{MetricsLayer, SyntheticAuthzLayer, danger::PermitAllLayer},
+    layers::{MetricsLayer, QuotaLayer, SyntheticAuthzLayer, danger::PermitAllLayer},
     port_forward::DialErrors,
-    services::{ApiServer, InProcess, UpgradeProxy},
+    services::{ApiServer, InProcess, Throttled, UpgradeProxy},
     upgrade::{Dialect, SessionLimits, Sessions, Target},
 };
 
@@ -87,6 +87,24 @@ struct Flags {
     /// slow to open streams has half of them.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "manifest")]
     give_up_after: u64,
+    /// Bytes per second of each connection to a kubelet, in each direction. 0: no limit; else at least 1024, or pings
+    /// would come too late.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "manifest", value_parser = bytes_per_sec)]
+    max_connection_bytes_per_sec: u64,
+    /// Sessions of all users at once; more are refused with 429. 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_sessions: usize,
+    /// Sessions of each user at once; more are refused with 429. 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_sessions_per_user: usize,
+}
+
+fn bytes_per_sec(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(1..1024) => Err("must be 0, or at least 1024".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 /// Where streams go.
@@ -94,7 +112,7 @@ enum Next {
     /// Nowhere: the kubelet's part runs in this process.
     InProcess(Arc<Store>, Arc<StreamingMetrics>),
     /// To the kubelet of the pod's node.
-    Kubelets(TlsConnect, SessionLimits),
+    Kubelets(Throttled<TlsConnect>, SessionLimits),
 }
 
 /// The streaming stack of an API server.
@@ -104,10 +122,11 @@ fn stack(
     next: Next,
     sessions: Sessions,
     metrics: Arc<StreamingMetrics>,
+    quota: QuotaLayer,
     gates: FeatureGates,
 ) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
-    let authorize = (MetricsLayer::new(metrics), SyntheticAuthzLayer::new(rbac).gates(gates));
+    let authorize = (MetricsLayer::new(metrics), SyntheticAuthzLayer::new(rbac).gates(gates), quota);
     let stack = ApiServer::builder().gates(gates);
     match next {
         Next::Kubelets(connect, limits) => {
@@ -184,7 +203,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if let Next::InProcess(_, kubelet) = &next {
         counted.push(kubelet.clone());
     }
-    let streams = stack(rbac, locate, next, sessions.clone(), metrics, flags.feature_gates);
+    let quota = QuotaLayer::new().max_sessions(flags.max_sessions).max_sessions_per_user(flags.max_sessions_per_user);
+    let streams = stack(rbac, locate, next, sessions.clone(), metrics, quota, flags.feature_gates);
     let service = api::router(Api { store, stop, metrics: counted.into() }, streams, authenticator);
 
     say(format_args!("listening on {url}"));
@@ -210,6 +230,7 @@ fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
     let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
     let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
     let connect = if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect };
+    let connect = Throttled::new(connect, flags.max_connection_bytes_per_sec);
     Ok(Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))))
 }
 

@@ -11,6 +11,7 @@
 //! UpgradeDetect      what is asked, never how: subresource, pod, container, options
 //! Metrics            counts each stream once, and its session for as long as it lives
 //! (authorizing)      hands out the Permit, without which every leaf answers 500
+//! Quota              refuses with 429 what is over the sessions that may live at once
 //! FeatureRouting     resolves the next hop: its whole URL, and does it speak WebSocket itself
 //! Translate          WebSocket v5 channels <-> SPDY streams, for a hop that speaks no WebSocket (exec, attach)
 //! Tunnel             SPDY inside WebSocket messages <-> SPDY, likewise (port-forward)

@@ -29,7 +29,7 @@ pub(crate) struct Metadata {}
 
 /// What the status is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct Details {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) name: String,
@@ -37,6 +37,9 @@ pub(crate) struct Details {
     pub(crate) kind: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) causes: Vec<Cause>,
+    /// Of 429; in what others send it is of no interest.
+    #[serde(skip_serializing_if = "is_zero", skip_deserializing)]
+    pub(crate) retry_after_seconds: u32,
 }
 
 /// One cause; `reason` is its type.
@@ -49,8 +52,8 @@ pub(crate) struct Cause {
     pub(crate) message: String,
 }
 
-fn is_zero(code: &u16) -> bool {
-    *code == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 impl Status {

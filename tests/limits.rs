@@ -19,9 +19,14 @@ use tokio::{
 use tower_kube_streaming::{
     BoxError,
     layers::{Hop, danger::PermitAllLayer},
-    remote_command::{Exit, Stdio},
+    remote_command::{
+        Exit, Input, Output, Stdio,
+        over_websocket::WsProtocol,
+        over_websocket_client::{connect, run},
+        status::Outcome,
+    },
     runtime::{Loopback, Runtime, Session},
-    services::{ApiServer, InProcess, Kubelet, StreamingServer, UpgradeProxy},
+    services::{ApiServer, InProcess, Kubelet, StreamingServer, Throttled, UpgradeProxy},
     upgrade::{Refusal, SessionLimits, Sessions, Target},
 };
 
@@ -136,4 +141,60 @@ async fn a_passed_through_session_keeps_the_limits_of_its_leaf() {
     let leaf = UpgradeProxy::new(connect).limits(SessionLimits::new().dead_after(seconds(17)));
     let stack = ApiServer::new(Sessions::new(), PermitAllLayer, resolve, leaf);
     ends_within(serve(stack), spdy(API_SERVER), 20..=26).await;
+}
+
+/// Commands that say how long their stdin is.
+struct Count;
+
+impl Runtime for Count {
+    type Session = Count;
+    type Forward = Loopback;
+
+    async fn open(&self, _: &Target) -> Result<Count, Refusal> {
+        Ok(Count)
+    }
+
+    async fn port_forward(&self, _: &Target) -> Result<Loopback, Refusal> {
+        Ok(Loopback::default())
+    }
+}
+
+impl Session for Count {
+    async fn run(self, stdio: Stdio) -> Result<Exit, BoxError> {
+        let (mut stdin, mut stdout) = (stdio.stdin.expect("asked for"), stdio.stdout.expect("asked for"));
+        let length = tokio::io::copy(&mut stdin, &mut tokio::io::sink()).await?;
+        stdout.write_all(length.to_string().as_bytes()).await?;
+        stdout.shutdown().await?;
+        Ok(Exit::Success)
+    }
+}
+
+/// At the lowest rate that the docs call sane: what lies in one buffer takes a minute. All four ends have their clocks
+/// of dead peers running, and client and kubelet ping.
+#[tokio::test(start_paused = true)]
+async fn a_throttled_session_lives_as_long_as_its_bytes_take() {
+    const RATE: usize = 2048;
+    const STDIN: usize = 1_000_000;
+    let kubelet = Kubelet::new(Sessions::new(), PermitAllLayer, StreamingServer::new(Count));
+    let dial = move |_: Uri| {
+        let kubelet = kubelet.clone();
+        async move { Ok::<_, io::Error>(serve(kubelet)) }
+    };
+    let resolve = |target: Arc<Target>| async move { Hop::kubelet("http://node:10250", &target) };
+    let leaf = UpgradeProxy::new(Throttled::new(dial, RATE as u64));
+    let stack = ApiServer::new(Sessions::new(), PermitAllLayer, resolve, leaf);
+    let request = http::Request::get(format!("{API_SERVER}&stdin=true")).header("host", "x").body(()).expect("valid");
+    let (connected, protocol) = connect(serve(stack), request, &[WsProtocol::V5]).await.expect("a 101");
+    let (near, mut output) = duplex(1024);
+    let mut stdio = Stdio::new(Default::default());
+    stdio.stdin = Some(Input::new(tokio::io::repeat(7).take(STDIN as u64)));
+    stdio.stdout = Some(Output::new(near));
+    let begun = Instant::now();
+    let outcome = run(connected, protocol, stdio).await.expect("a status");
+    assert_eq!(outcome, Outcome::Exited(Exit::Success));
+    let mut length = String::new();
+    output.read_to_string(&mut length).await.expect("text");
+    assert_eq!(length, STDIN.to_string());
+    let took = begun.elapsed().as_secs() as usize;
+    assert!((STDIN / RATE..STDIN / RATE + 60).contains(&took), "{took} s");
 }

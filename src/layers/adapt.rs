@@ -19,6 +19,7 @@ use http::{
 };
 use pin_project::pin_project;
 use tower::Service;
+use tracing::Span;
 
 use super::Hop;
 use crate::{
@@ -88,6 +89,8 @@ pub(super) struct Client {
     /// How long it is told nothing.
     pub(super) settling: Duration,
     pub(super) limits: SessionLimits,
+    /// Names the hop; none where it is a service of this process that has no [`Hop`].
+    pub(super) hop: Span,
 }
 
 /// Joins a client with an inner service that has switched protocols, and answers the client.
@@ -119,8 +122,9 @@ where
     };
     let Some(side) = take(request.extensions_mut()) else { return ResponseFuture::forwarded(inner.call(request)) };
     let settling = settling(request.headers());
+    let hop = request.extensions().get::<Hop>().map_or_else(Span::none, Hop::span);
     to_spdy(&mut request, &offers);
-    let client = Client { side, target, offers, accept, settling, limits };
+    let client = Client { side, target, offers, accept, settling, limits, hop };
     ResponseFuture(State::Asked { inner: inner.call(request), joined: Some((client, join)) })
 }
 

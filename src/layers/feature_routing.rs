@@ -55,6 +55,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri};
 use pin_project::pin_project;
 use tower::{Layer, Service};
+use tracing::Span;
 
 use crate::{
     gates::{FeatureGates, Gate},
@@ -128,6 +129,12 @@ impl Hop {
     pub fn speaks_websocket(mut self, yes: bool) -> Self {
         self.speaks_websocket = yes;
         self
+    }
+
+    /// What is logged of the connection there comes in this span.
+    pub(crate) fn span(&self) -> Span {
+        let (address, port) = (self.uri.host().unwrap_or_default(), self.uri.port_u16());
+        tracing::debug_span!("next_hop", server.address = address, server.port = port)
     }
 }
 
@@ -268,7 +275,7 @@ where
                         Ok(hop) => hop,
                         Err(refusal) => {
                             tracing::info!(
-                                pod.namespace = %target.namespace, pod.name = %target.pod,
+                                pod.namespace = ?target.namespace, pod.name = ?target.pod,
                                 why = refusal.message(), "stream refused",
                             );
                             return Poll::Ready(Ok(refusal.into_response(target.dialect)));

@@ -4,11 +4,12 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::Response;
 use pin_project::pin_project;
+use tracing::Span;
 
 /// Resolves to the inner service's response, or to a refusal.
 #[pin_project]
@@ -17,13 +18,22 @@ pub struct ResponseFuture<F, R>(#[pin] State<F, R>);
 
 #[pin_project(project = StateProj)]
 enum State<F, R> {
-    Forwarded(#[pin] F),
+    Forwarded {
+        #[pin]
+        inner: F,
+        span: Span,
+    },
     Refused(Option<Response<R>>),
 }
 
 impl<F, R> ResponseFuture<F, R> {
     pub(crate) fn forwarded(inner: F) -> Self {
-        Self(State::Forwarded(inner))
+        Self::forwarded_in(Span::none(), inner)
+    }
+
+    /// Polls `inner` in `span`.
+    pub(crate) fn forwarded_in(span: Span, inner: F) -> Self {
+        Self(State::Forwarded { inner, span })
     }
 
     pub(crate) fn refused(response: Response<R>) -> Self {
@@ -39,7 +49,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().0.project() {
-            StateProj::Forwarded(inner) => Poll::Ready(ready!(inner.poll(cx))),
+            StateProj::Forwarded { inner, span } => span.in_scope(|| inner.poll(cx)),
             StateProj::Refused(response) => Poll::Ready(Ok(response.take().expect("polled after it was ready"))),
         }
     }

@@ -5,6 +5,7 @@ pub mod danger;
 pub mod feature_routing;
 mod future;
 pub mod metrics;
+pub mod quota;
 pub mod synthetic_authz;
 pub mod translate;
 pub mod tunnel;
@@ -15,6 +16,7 @@ mod tests;
 
 pub use feature_routing::{FeatureRouting, FeatureRoutingLayer, Hop, Resolve};
 pub use metrics::{Metrics, MetricsLayer, Record};
+pub use quota::{Quota, QuotaLayer};
 pub use synthetic_authz::{Authorize, SyntheticAuthz, SyntheticAuthzLayer};
 pub use translate::{Translate, TranslateLayer};
 pub use tunnel::{Tunnel, TunnelLayer};

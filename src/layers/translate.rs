@@ -28,6 +28,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 pub use super::adapt::ResponseFuture;
 use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
@@ -119,8 +120,8 @@ where
 fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
     let leaf = take(inner.extensions_mut());
     let version = negotiated(inner.headers());
-    let Client { side, target, accept, settling, limits, .. } = client;
-    side.spawn(move |client, drain| async move {
+    let Client { side, target, accept, settling, limits, hop, .. } = client;
+    let session = move |client, drain| async move {
         let upstream = match (leaf, version) {
             (_, Err(unknown)) => Err(unknown),
             (None, _) => Err("the inner service switched protocols without a connection".to_owned()),
@@ -135,7 +136,8 @@ fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
             }
             Err(why) => relay::fail(client, Cause::Handshake, &why, &limits, settling).await,
         }
-    });
+    };
+    side.spawn(move |client, drain| session(client, drain).instrument(hop));
     adapt::switching_protocols(accept, HeaderValue::from_static(Version::V5.name()))
 }
 

@@ -28,6 +28,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 pub use super::adapt::ResponseFuture;
 use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
@@ -135,14 +136,15 @@ fn join<R: From<Bytes>>(client: Client, mut inner: Response<R>) -> Response<R> {
         ));
     };
     let protocol = tunnel::websocket_name(protocol);
-    let limits = client.limits;
-    client.side.spawn(move |client, drain| async move {
+    let (limits, hop) = (client.limits, client.hop);
+    let session = move |client, drain| async move {
         match leaf.into_io().await {
             Ok(upstream) => tunnel::relay(client, upstream, &limits, drain).await,
             Err(error) => {
                 Report::new(End::Error, Cause::Handshake, format!("the next hop's connection was lost: {error}"))
             }
         }
-    });
+    };
+    client.side.spawn(move |client, drain| session(client, drain).instrument(hop));
     adapt::switching_protocols(client.accept, protocol)
 }

@@ -4,6 +4,9 @@
 //! whose URL is one of the [`Dialect`]'s streaming URLs; forwards every other request. Extensions that an outer stack
 //! of the same process left behind (a `Permit` above all) are taken out: what was allowed there is not allowed here.
 //!
+//! All that is logged of such a request, here and in the layers below, comes in the session's span
+//! `stream{subresource trace.id pod.namespace pod.name container}`; `trace.id` is that of a valid W3C `traceparent`.
+//!
 //! ```
 //! use http::{Request, Response};
 //! use http_body_util::Full;
@@ -40,7 +43,7 @@ use tower::{Layer, Service};
 
 pub use super::future::ResponseFuture;
 use super::{feature_routing::Hop, metrics::Recorder};
-use crate::upgrade::{Caller, Dialect, Permit, Session, Sessions, StreamRequest, Target};
+use crate::upgrade::{Caller, Dialect, Permit, Session, Sessions, StreamRequest, Target, trace_id};
 
 /// Layer that applies [`UpgradeDetect`]. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -97,15 +100,20 @@ where
             Some(Err(refusal)) => return ResponseFuture::refused(refusal.into_response(*dialect)),
             Some(Ok(target)) => Arc::new(target),
         };
-        let extensions = request.extensions_mut();
+        let (mut parts, body) = request.into_parts();
+        let trace_id = trace_id(&parts.headers);
+        let extensions = &mut parts.extensions;
         let caller = extensions.get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
-        let session = Session::new(sessions.clone(), caller, Arc::clone(&target));
+        let session = Session::new(sessions.clone(), caller, Arc::clone(&target), trace_id);
+        let span = session.span().clone();
         if let Some(outer) = extensions.remove::<Session>() {
             // What the outer stack's layers hold lives as long as the stream, whoever serves it, and they learn its end.
             session.hold_session(outer);
         }
         extensions.insert(session);
         extensions.insert(StreamRequest(target));
-        ResponseFuture::forwarded(self.inner.call(request))
+        let request = Request::from_parts(parts, body);
+        let inner = span.in_scope(|| self.inner.call(request));
+        ResponseFuture::forwarded_in(span, inner)
     }
 }

@@ -29,7 +29,8 @@ impl ResizeDecoder {
             if byte == b'}' {
                 match serde_json::from_slice(&self.partial) {
                     Ok(size) => latest = Some(size),
-                    Err(error) => tracing::debug!(%error, "malformed terminal size ignored"),
+                    // Not the error itself: it quotes what it did not expect.
+                    Err(error) => tracing::debug!(why = ?error.classify(), "malformed terminal size ignored"),
                 }
                 self.partial.clear();
             }

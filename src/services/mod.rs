@@ -4,10 +4,12 @@ mod api_server;
 mod in_process;
 mod kubelet;
 pub mod streaming_server;
+pub mod throttle;
 pub mod upgrade_proxy;
 
 pub use api_server::{ApiServer, ApiServerBuilder};
 pub use in_process::InProcess;
 pub use kubelet::{Kubelet, KubeletBuilder};
 pub use streaming_server::StreamingServer;
+pub use throttle::Throttled;
 pub use upgrade_proxy::{Connect, TcpConnect, UpgradeProxy};

@@ -24,6 +24,7 @@ mod report;
 mod session;
 pub(crate) mod side;
 mod target;
+mod trace_context;
 
 pub use caller::{Caller, ClientAddr};
 pub use cause::{Cause, Leg};
@@ -39,3 +40,4 @@ pub use refusal::{DialFailed, Refusal};
 pub use report::{End, Report, Traffic};
 pub use session::{Route, Session, Sessions};
 pub use target::{Dialect, StreamOptions, Subresource, Target};
+pub(crate) use trace_context::{drop_malformed as drop_malformed_trace_context, trace_id};

@@ -1,9 +1,12 @@
 //! Why a request does not become a stream, as an HTTP response.
 
-use super::Dialect;
-use crate::status::{Details, Status};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+
+use super::Dialect;
+use crate::status::{Details, Status};
 
 /// A cause that makes a request fail before its `101`.
 ///
@@ -15,12 +18,14 @@ pub struct Refusal {
     message: String,
     /// `(name, kind)` of `Status.details`.
     details: Option<(String, &'static str)>,
+    /// Seconds of `Retry-After` and of `Status.details`; 0: none.
+    retry_after: u32,
 }
 
 impl Refusal {
     /// A refusal with a `Status.reason`; an empty reason is left out, as Go does for plain errors.
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, retry_after: 0 }
     }
 
     /// 400 `BadRequest`.
@@ -38,6 +43,12 @@ impl Refusal {
     #[must_use]
     pub fn forbidden(kind: &'static str, name: &str, why: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "Forbidden", format!("{kind} {name:?} is forbidden: {why}")).about(kind, name)
+    }
+
+    /// 429 `TooManyRequests`, with `Retry-After` in whole seconds, at least one.
+    pub fn too_many_requests(message: impl Into<String>, retry_after: Duration) -> Self {
+        let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).max(1);
+        Self { retry_after: seconds, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message) }
     }
 
     /// 500 without a reason, as Go words an error that is not an API error.
@@ -73,23 +84,25 @@ impl Refusal {
         };
         let mut response = Response::new(R::from(Bytes::from(body)));
         *response.status_mut() = self.code;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        if self.retry_after > 0 {
+            headers.insert(header::RETRY_AFTER, self.retry_after.into());
+        }
         response
     }
 
     fn status_json(&self) -> String {
-        let details = self.details.as_ref().map(|(name, kind)| Details {
-            name: name.clone(),
-            kind: (*kind).to_owned(),
-            causes: Vec::new(),
-        });
+        let (name, kind) = self.details.clone().unwrap_or_default();
+        let details =
+            Details { name, kind: kind.to_owned(), retry_after_seconds: self.retry_after, ..Details::default() };
         let status = Status {
             kind: Some("Status".into()),
             api_version: Some("v1".into()),
             status: "Failure".into(),
             message: self.message.clone(),
             reason: self.reason.into(),
-            details,
+            details: Some(details).filter(|details| *details != Details::default()),
             code: self.code.as_u16(),
             ..Status::default()
         };

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, Span};
+use tracing::{
+    Instrument, Span,
+    field::{Empty, display},
+};
 
 use super::{Caller, Cause, End, Report, Target};
 
@@ -112,16 +115,32 @@ impl Default for Inner {
 }
 
 impl Session {
-    /// A session of that server, for that caller and target.
-    pub(crate) fn new(sessions: Sessions, caller: Caller, target: Arc<Target>) -> Self {
+    /// A session of that server, for that caller and target. Its span names the trace that the request is a part of, if
+    /// it is of one: the log lines of all processes that the stream goes through have it in common.
+    pub(crate) fn new(sessions: Sessions, caller: Caller, target: Arc<Target>, trace_id: Option<&str>) -> Self {
+        // Names are quoted, as a path may hold any character, a line break among them.
         let span = tracing::info_span!(
             "stream",
             subresource = %target.subresource,
-            pod.namespace = %target.namespace,
-            pod.name = %target.pod,
+            trace.id = Empty,
+            pod.namespace = ?target.namespace,
+            pod.name = ?target.pod,
             container = target.container.as_deref().unwrap_or_default(),
         );
+        if let Some(id) = trace_id {
+            span.record("trace.id", display(id));
+        }
         Self(Arc::new(Inner { sessions, about: Some((caller, target)), span, ..Inner::default() }))
+    }
+
+    /// The session's span; none for a session that nobody announced.
+    pub(crate) fn span(&self) -> &Span {
+        &self.0.span
+    }
+
+    /// Whether it is a request's own; not so a session below another.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.0.about.is_some()
     }
 
     /// A session below this one, of the same server: drained with it, and it leaves no line of its own.

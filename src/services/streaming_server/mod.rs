@@ -25,6 +25,7 @@ use http::{Extensions, Request, Response, request};
 use http_body_util::Full;
 use tokio::time::{sleep, timeout};
 use tower::Service;
+use tracing::Instrument;
 
 use self::negotiate::{Carrier, refused};
 use super::upgrade_proxy::upgrade_required;
@@ -131,7 +132,8 @@ impl<R: Runtime> StreamingServer<R> {
         let settling = settling(&request.headers);
         let client = accept(&mut request.extensions, response.extensions_mut());
         let limits = self.limits;
-        client.spawn(move |io, drain| async move {
+        let span = carrier.span();
+        let serve = move |io, drain| async move {
             let options = &target.options;
             match carrier {
                 Carrier::Spdy(version) => {
@@ -144,7 +146,8 @@ impl<R: Runtime> StreamingServer<R> {
                     over_websocket::serve(io, protocol, options, &limits, drain, |stdio| run(session, stdio)).await
                 }
             }
-        });
+        };
+        client.spawn(move |io, drain| serve(io, drain).instrument(span));
         Ok(response)
     }
 }

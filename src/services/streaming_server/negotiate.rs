@@ -6,6 +6,7 @@ use http::{
     request,
 };
 use http_body_util::Full;
+use tracing::Span;
 
 use super::Answer;
 use crate::{
@@ -27,6 +28,14 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
+    /// What is logged of the connection to the client comes in this span.
+    pub(super) fn span(&self) -> Span {
+        match self {
+            Self::Spdy(version) => tracing::debug_span!("spdy", protocol = version.name()),
+            Self::WebSocket { protocol, .. } => tracing::debug_span!("websocket", protocol = protocol.name()),
+        }
+    }
+
     pub(super) fn switching_protocols(&self) -> Answer {
         match self {
             Self::Spdy(version) => spdy_switching_protocols(version.name()),

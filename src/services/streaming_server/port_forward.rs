@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, request};
+use tracing::Instrument;
 
 use super::{
     Answer, StreamingServer,
@@ -44,7 +45,12 @@ impl<R: Runtime> StreamingServer<R> {
         };
         let client = accept(&mut request.extensions, response.extensions_mut());
         let (errors, pairs, limits) = (self.dial_errors, self.port_forward_limits, self.limits);
-        client.spawn(move |io, drain| async move {
+        let span = match &carrier {
+            Carrier::Spdy => tracing::debug_span!("spdy", protocol = PROTOCOL),
+            Carrier::Tunnel { .. } => tracing::debug_span!("websocket", protocol = TUNNEL),
+            Carrier::WebSocket { protocol, .. } => tracing::debug_span!("websocket", protocol = protocol.name()),
+        };
+        let serve = move |io, drain| async move {
             match carrier {
                 Carrier::Spdy => over_spdy::serve(io, &dial, &target, errors, pairs, &limits, drain).await,
                 Carrier::Tunnel { .. } => {
@@ -57,7 +63,8 @@ impl<R: Runtime> StreamingServer<R> {
                     over_websocket::serve(io, protocol, &dial, &target, &limits, drain).await
                 }
             }
-        });
+        };
+        client.spawn(move |io, drain| serve(io, drain).instrument(span));
         Ok(response)
     }
 

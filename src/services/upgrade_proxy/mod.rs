@@ -6,7 +6,8 @@
 //! what the hop refused keeps its status and body.
 //!
 //! The caller's credentials stay here: `Authorization`, `Proxy-Authorization`, `Impersonate-*` and bearer subprotocols
-//! are taken out. Half-closes are carried, and what one side sent before it ended still arrives.
+//! are taken out. A W3C `traceparent` is passed on as it came, with its `tracestate`, and dropped when it is malformed.
+//! Half-closes are carried, and what one side sent before it ended still arrives.
 //!
 //! Over SPDY `exec` and `attach` the proxy also watches for the status: where the hop ends without one, the client is
 //! sent a failure instead of a silence that it would take for success (see `remote_command::passthrough`).

@@ -23,6 +23,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower::Service;
+use tracing::{Instrument, Span};
 
 use super::{
     Connect,
@@ -33,7 +34,7 @@ use crate::{
     remote_command::{Version, passthrough},
     upgrade::{
         self, Cause, ClientAddr, DialFailed, Dialect, Leg, Refusal, Report, SessionLimits, Subresource, Target,
-        can_switch, is_upgrade, is_websocket, permitted, upgrade_names,
+        can_switch, drop_malformed_trace_context, is_upgrade, is_websocket, permitted, upgrade_names,
     },
 };
 
@@ -98,9 +99,19 @@ impl<C: Connect> UpgradeProxy<C> {
         if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));
         }
-        let websocket = is_websocket(&request.headers);
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
+        let span = hop.span();
         let asked = ask_for(&request, hop);
+        let mut response = self.ask(&target, asked).instrument(span.clone()).await?;
+        if ours && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            join(&mut request, &mut response, &target, self.limits, span);
+        }
+        Ok(response)
+    }
+
+    /// Dials, asks and waits for the answer.
+    async fn ask(&self, target: &Target, asked: Request<Empty<Bytes>>) -> Result<Answer, Box<Answer>> {
+        let websocket = is_websocket(asked.headers());
         // One timer for both waits: a new one that is due before all others wakes the thread that sleeps on them.
         let mut clock = pin!(sleep(self.dial));
         let io = select! {
@@ -108,8 +119,9 @@ impl<C: Connect> UpgradeProxy<C> {
             io = self.connect.connect(asked.uri().clone()) => io,
             () = &mut clock => Err(io::Error::new(io::ErrorKind::TimedOut, "dial tcp: i/o timeout")),
         };
+        let refuse = |refusal: Refusal| Box::new(refusal.into_response(target.dialect));
         let io = io.map_err(|error| {
-            let mut answer = refuse(bad_gateway(&target, format!("error dialing backend: {error}"), &error));
+            let mut answer = refuse(bad_gateway(target, format!("error dialing backend: {error}"), &error));
             answer.extensions_mut().insert(DialFailed);
             answer
         })?;
@@ -119,10 +131,7 @@ impl<C: Connect> UpgradeProxy<C> {
             answer = handshake::ask(io, relative(asked)) => answer,
             () = &mut clock => Err(Failure::Broken(io::Error::from(io::ErrorKind::TimedOut).into())),
         };
-        let mut response = match answer {
-            Ok(response) => response,
-            Err(failure) => return Err(refuse(bad_gateway(&target, failure.message(), &failure))),
-        };
+        let response = answer.map_err(|failure| refuse(bad_gateway(target, failure.message(), &failure)))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // Over WebSocket, 400 and 403 mostly mean that the hop does not speak it, whatever was said of it.
             tracing::info!(
@@ -130,17 +139,19 @@ impl<C: Connect> UpgradeProxy<C> {
                 pod.name = ?target.pod, websocket, code = response.status().as_u16(),
                 "the next hop refused the stream",
             );
-            return Ok(response);
-        }
-        if ours {
-            join(&mut request, &mut response, &target, self.limits);
         }
         Ok(response)
     }
 }
 
 /// Joins the client's side, which the request still has, with the next hop's.
-fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, target: &Target, limits: SessionLimits) {
+fn join(
+    request: &mut request::Parts,
+    response: &mut Response<Full<Bytes>>,
+    target: &Target,
+    limits: SessionLimits,
+    span: Span,
+) {
     let Some(client) = upgrade::take(&mut request.extensions) else { return };
     let Some(hop) = upgrade::take(response.extensions_mut()) else { return };
     let protocol = negotiated(response);
@@ -149,7 +160,7 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
         Subresource::Exec | Subresource::Attach if spdy => Version::from_name(&protocol),
         _ => None,
     };
-    client.spawn(move |client, drain| async move {
+    let session = move |client, drain| async move {
         let mut report = match hop.into_io().await {
             Ok(hop) => passthrough::carry(client, hop, watched, &limits, drain).await,
             Err(error) => {
@@ -160,7 +171,8 @@ fn join(request: &mut request::Parts, response: &mut Response<Full<Bytes>>, targ
         report.protocol_in = protocol.clone().into();
         report.protocol_out = protocol.into();
         report
-    });
+    };
+    client.spawn(move |client, drain| session(client, drain).instrument(span));
 }
 
 fn negotiated(response: &Response<Full<Bytes>>) -> String {
@@ -177,6 +189,7 @@ fn ask_for(client: &request::Parts, hop: Hop) -> Request<Empty<Bytes>> {
     *request.uri_mut() = hop.uri;
     let headers = request.headers_mut();
     handshake::strip_credentials(headers);
+    drop_malformed_trace_context(headers);
     if let Some(ClientAddr(address)) = client.extensions.get() {
         handshake::forwarded_for(headers, *address);
     }
