@@ -102,10 +102,11 @@ fn a_rule_allows_what_it_names_and_nothing_else() {
         ),
         (
             // Upstream takes these for names, not for patterns.
-            r#"{apiGroups: [""], resources: ["pods/*", "*/*", "p*"], verbs: ["g*"]}"#,
+            r#"{apiGroups: [""], resources: ["pods/*", "*/*", "p*"], verbs: [get]}"#,
             &[],
-            &["get pods/exec a/b", "get pods a/b", "g pods"],
+            &["get pods/exec a/b", "get pods a/b", "get p"],
         ),
+        (r#"{apiGroups: ["a*"], resources: [pods], verbs: ["g*"]}"#, &[], &["get pods", "get pods.apps", "g pods"]),
         (
             r#"{apiGroups: [""], resources: [pods], resourceNames: [b, c], verbs: [get, create]}"#,
             &["get pods a/b", "get pods x/c"],
