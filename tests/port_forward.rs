@@ -22,7 +22,7 @@ use support::{
     Outcome, Scratch, count,
     forward::Forward,
     kubectl::{Run, forwarder, forwarders},
-    lab::{Lab, Session, Topology, sessions_in},
+    lab::{Lab, Session, Settings, Topology, sessions_in},
     noise,
     pod::Pod,
     through::{self, soon},
