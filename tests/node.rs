@@ -11,11 +11,10 @@ use support::{
     Outcome,
     http::{Login, ask, url},
     kubectl::{Client, Run, client},
-    lab::{Lab, Session, Settings, Topology},
+    lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology},
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
-const OFF: &[&str] = &["--feature-gates=ExtendWebSocketsToKubelet=false"];
 const V5: Option<&str> = Some("v5.channel.k8s.io");
 const V4: Option<&str> = Some("v4.channel.k8s.io");
 
@@ -46,7 +45,7 @@ async fn a_node_declares_what_its_kubelets_gate_says_and_sessions_follow() -> Ou
     let mut lab = Lab::start(Topology::TwoProcesses).await?;
     for on in [true, false, true] {
         if !on || lab.sessions().len() > 1 {
-            lab.restart_kubelet(if on { &[] } else { OFF }).await?;
+            lab.restart_kubelet(if on { &[] } else { NO_WEBSOCKETS }).await?;
         }
         let seen = declared(&Run { lab: &lab, client: &client }).await?;
         ensure!(seen == if on { r#"["ExtendWebSocketsToKubelet"]"# } else { "" }, "gate {on}: {seen}\n{}", lab.logs());

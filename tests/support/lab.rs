@@ -32,6 +32,9 @@ impl fmt::Display for Topology {
     }
 }
 
+/// Turns off, at a kubelet, what the older ones lack: the API server translates and ends tunnels then.
+pub const NO_WEBSOCKETS: &[&str] = &["--feature-gates=ExtendWebSocketsToKubelet=false"];
+
 /// What the processes of a lab are told besides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings<'a> {
