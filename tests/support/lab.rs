@@ -163,7 +163,7 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].iter().map(|line| format!("{line}\n")).collect()
 }
 
-pub(super) fn write(path: &Path, text: &str) -> Outcome {
+pub fn write(path: &Path, text: &str) -> Outcome {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -213,7 +213,7 @@ fn examples() -> &'static Path {
 }
 
 /// The port in the first `127.0.0.1:PORT` of a text.
-pub(super) fn port_in(text: &str) -> Option<u16> {
+pub fn port_in(text: &str) -> Option<u16> {
     text.split("127.0.0.1:").skip(1).find_map(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok().filter(|port| *port != 0)
@@ -221,7 +221,7 @@ pub(super) fn port_in(text: &str) -> Option<u16> {
 }
 
 /// [`PODS`], and the Node of a kubelet at that port, for a kubelet that does not register.
-pub(super) fn cluster(kubelet_port: u16) -> String {
+pub fn cluster(kubelet_port: u16) -> String {
     format!(
         r#"apiVersion: v1
 kind: Node
