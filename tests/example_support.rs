@@ -17,7 +17,7 @@ use support::{
     authn::{Authenticator, ClientCertificate, caller_of_certificate},
     kubeconfig,
     locate::Locate,
-    objects::{Store, containers_on},
+    objects::{Key, Store, containers_on},
     patch,
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
@@ -253,6 +253,23 @@ fn the_only_container_is_meant_where_none_is_named() {
     let hop = Locate::new(store).hop(&target("one", None)).unwrap();
     assert_eq!(hop.uri, "https://[::1]:10250/exec/default/one/c?command=date&output=1");
     assert!(!hop.speaks_websocket);
+}
+
+#[test]
+fn a_hop_speaks_websocket_where_its_node_declares_it() {
+    let store = Arc::new(Store::from_manifests(&[file(&dir("declared"), PODS)]).unwrap());
+    for (declared, speaks) in [
+        (json!(["ExtendWebSocketsToKubelet"]), true),
+        (json!(["ExtendWebSocketsToKubelet", "Other"]), true),
+        (json!(["ExtendWebSocketsToKubelets", "Other"]), false),
+        (json!([]), false),
+        (json!(null), false),
+    ] {
+        let said = store.update(&Key::node("v6"), |node| node["status"]["declaredFeatures"] = declared.clone());
+        assert!(said.unwrap().is_some());
+        let hop = Locate::new(store.clone()).hop(&target("one", None)).unwrap();
+        assert_eq!(hop.speaks_websocket, speaks, "{declared}");
+    }
 }
 
 #[test]
