@@ -5,13 +5,12 @@
 
 mod support;
 
-use std::{path::Path, sync::Arc};
+use std::{ffi::OsString, path::Path, sync::Arc};
 
 use support::{
     Outcome, Scratch,
     kubectl::{Run, client},
-    lab::{Lab, Topology, cluster, example, port_in, write},
-    process::Process,
+    lab::{Lab, Topology, cluster, port_in, start, write},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -84,9 +83,7 @@ subjects: [{kind: User, name: local}]
 
 /// An API server with those callers and roles before a kubelet.
 async fn lab(flags: &[&str]) -> Outcome<Lab> {
-    let mut kubelet = example("kubelet");
-    let kubelet = Process::start("kubelet", kubelet.args(["--listen", "127.0.0.1:0", "--insecure"]))?;
-    kubelet.ready().await?;
+    let kubelet = start("kubelet", &["--insecure".into()], &[]).await?;
     let port = port_in(&kubelet.stdout.text()).ok_or("the kubelet names no port")?;
     let scratch = Scratch::new("rbac");
     let data = scratch.dir("data");
@@ -98,13 +95,13 @@ async fn lab(flags: &[&str]) -> Outcome<Lab> {
         name => format!("{name},{name},{name}\n"),
     };
     write(&tokens, &CALLERS.map(line).concat())?;
-    let mut command = example("apiserver");
-    command.args(["--listen", "127.0.0.1:0", "--kubelet-insecure-http"]).args(flags);
-    command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest).arg("--token-auth-file").arg(&tokens);
-    let apiserver = Process::start("apiserver", &mut command)?;
-    apiserver.ready().await?;
-    let kubeconfig = data.join("kubeconfig");
-    Ok(Lab { topology: Topology::TwoProcesses, apiserver, kubelet: Some(kubelet), kubeconfig, scratch })
+    let mut always: Vec<OsString> = vec!["--kubelet-insecure-http".into()];
+    for (flag, file) in [("--data-dir", &data), ("--manifest", &manifest), ("--token-auth-file", &tokens)] {
+        always.extend([flag.into(), file.into()]);
+    }
+    let apiserver = start("apiserver", &always, flags).await?;
+    let (topology, kubeconfig) = (Topology::TwoProcesses, data.join("kubeconfig"));
+    Ok(Lab { topology, apiserver, kubelet: Some(kubelet), kubeconfig, data, scratch, always })
 }
 
 /// An answer: its status, and its body if it is no 101.

@@ -57,8 +57,8 @@ pub struct Lab {
     pub data: PathBuf,
     /// For files of the test. The "containers" are processes of this host, so they see it too.
     pub scratch: Scratch,
-    /// Given to whoever is the API server.
-    pub(super) always: Vec<OsString>,
+    /// Flags that every API server of this lab is given.
+    pub always: Vec<OsString>,
 }
 
 impl Lab {
@@ -168,7 +168,7 @@ pub fn write(path: &Path, text: &str) -> Outcome {
 }
 
 /// Starts an example at a free port, and waits until it is ready.
-pub(super) async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
+pub async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
     let mut command = example(name);
     let process = Process::start(name, command.args(["--listen", "127.0.0.1:0"]).args(always).args(flags))?;
     process.ready().await?;
