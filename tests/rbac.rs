@@ -5,16 +5,24 @@
 
 mod support;
 
-use std::{ffi::OsString, path::Path, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use support::{
     Outcome, Scratch,
     kubectl::{Run, client},
-    lab::{Lab, Topology, cluster, port_in, start, write},
+    lab::{Lab, Topology, example},
+    process::Process,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -28,7 +36,19 @@ use tokio_rustls::{
 /// Callers, each with a token that is its name. `local` may do in the namespace `default` what `both` may everywhere.
 const CALLERS: [&str; 6] = ["viewer", "creator", "both", "neither", "local", "admin"];
 
-const ROLES: &str = r#"
+/// The pod is the kubelet's own, on a node at PORT.
+const CLUSTER: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: demo-node}
+status:
+  addresses: [{type: InternalIP, address: 127.0.0.1}]
+  daemonEndpoints: {kubeletEndpoint: {Port: PORT}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: demo, namespace: default}
+spec: {nodeName: demo-node, containers: [{name: shell, image: this-host}, {name: sidecar, image: this-host}]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -82,35 +102,63 @@ subjects: [{kind: User, name: local}]
 "#;
 
 /// An API server with those callers and roles before a kubelet.
-async fn lab(flags: &[&str]) -> Outcome<Lab> {
-    let kubelet = start("kubelet", &["--insecure".into()], &[]).await?;
-    let port = port_in(&kubelet.stdout.text()).ok_or("the kubelet names no port")?;
+struct Servers {
+    apiserver: Process,
+    kubelet: Process,
+    /// Of the API server.
+    address: SocketAddr,
+    data: PathBuf,
+    scratch: Scratch,
+}
+
+impl Servers {
+    async fn stop(self) -> Outcome {
+        for process in [self.apiserver, self.kubelet] {
+            let status = process.stop().await?;
+            ensure!(status.success(), "{status} on SIGTERM");
+        }
+        Ok(())
+    }
+}
+
+/// Where a process that is ready listens.
+fn address(process: &Process) -> Outcome<SocketAddr> {
+    let said = process.stdout.text();
+    let address = said.split_once("://").and_then(|(_, rest)| rest.split_whitespace().next());
+    address.and_then(|address| address.parse().ok()).ok_or_else(|| format!("no address:\n{said}"))
+}
+
+async fn servers(flags: &[&str]) -> Outcome<Servers> {
+    let mut kubelet = example("kubelet");
+    let kubelet = Process::start("kubelet", kubelet.args(["--listen", "127.0.0.1:0", "--insecure"]))?;
+    kubelet.ready().await?;
+    let port = address(&kubelet)?.port();
     let scratch = Scratch::new("rbac");
     let data = scratch.dir("data");
     let (manifest, tokens) = (scratch.path().join("cluster.yaml"), scratch.path().join("tokens.csv"));
-    write(&manifest, &(cluster(port) + ROLES))?;
+    let write = |file: &Path, text: &str| fs::write(file, text).map_err(|error| error.to_string());
+    write(&manifest, &CLUSTER.replace("PORT", &port.to_string()))?;
     let line = |name| match name {
         "admin" => "admin,admin,admin,system:masters\n".to_owned(),
         "both" => "both,both,both,\"both,others\"\n".to_owned(),
         name => format!("{name},{name},{name}\n"),
     };
     write(&tokens, &CALLERS.map(line).concat())?;
-    let mut always: Vec<OsString> = vec!["--kubelet-insecure-http".into()];
-    for (flag, file) in [("--data-dir", &data), ("--manifest", &manifest), ("--token-auth-file", &tokens)] {
-        always.extend([flag.into(), file.into()]);
-    }
-    let apiserver = start("apiserver", &always, flags).await?;
-    let (topology, kubeconfig) = (Topology::TwoProcesses, data.join("kubeconfig"));
-    Ok(Lab { topology, apiserver, kubelet: Some(kubelet), kubeconfig, data, scratch, always })
+    let mut command = example("apiserver");
+    command.args(["--listen", "127.0.0.1:0", "--kubelet-insecure-http"]).args(flags);
+    command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest).arg("--token-auth-file").arg(&tokens);
+    let apiserver = Process::start("apiserver", &mut command)?;
+    apiserver.ready().await?;
+    Ok(Servers { address: address(&apiserver)?, apiserver, kubelet, data, scratch })
 }
 
 /// An answer: its status, and its body if it is no 101.
 type Answer = (u16, String);
 
 /// Sends one request on a connection of its own, with `as_` for a token.
-async fn ask(lab: &Lab, as_: &str, method: &str, path: &str, headers: &str) -> Outcome<Answer> {
-    let tls = connector(&lab.kubeconfig.with_file_name("ca.crt"))?;
-    let tcp = TcpStream::connect(lab.address()).await.map_err(|error| error.to_string())?;
+async fn ask(servers: &Servers, as_: &str, method: &str, path: &str, headers: &str) -> Outcome<Answer> {
+    let tls = connector(&servers.data.join("ca.crt"))?;
+    let tcp = TcpStream::connect(servers.address).await.map_err(|error| error.to_string())?;
     let name = ServerName::try_from("localhost").expect("a name");
     let mut io = tls.connect(name, tcp).await.map_err(|error| error.to_string())?;
     let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {as_}\r\n{headers}\r\n");
@@ -212,11 +260,11 @@ fn by_get(form: &Form, caller: &str, create: bool) -> Answer {
 
 #[tokio::test]
 async fn a_get_takes_both_verbs_and_a_post_create_whatever_the_upgrade() -> Outcome {
-    let lab = lab(&[]).await?;
+    let servers = servers(&[]).await?;
     for form in forms() {
         let path = path(&form);
         for caller in ["viewer", "creator", "both", "neither", "admin"] {
-            let answer = ask(&lab, caller, "GET", &path, &form.headers).await?;
+            let answer = ask(&servers, caller, "GET", &path, &form.headers).await?;
             let wanted = by_get(&form, caller, true);
             ensure!(answer == wanted, "GET {} by {caller}: {answer:?}, not {wanted:?}", form.name);
         }
@@ -224,7 +272,7 @@ async fn a_get_takes_both_verbs_and_a_post_create_whatever_the_upgrade() -> Outc
     for form in forms().iter().filter(|form| ["SPDY/3.1", "plain"].contains(&form.name)) {
         let headers = format!("{}Content-Length: 0\r\n", form.headers);
         for caller in ["viewer", "creator", "both", "neither", "admin"] {
-            let answer = ask(&lab, caller, "POST", &path(form), &headers).await?;
+            let answer = ask(&servers, caller, "POST", &path(form), &headers).await?;
             let wanted = match caller {
                 "creator" | "both" | "admin" => form.allowed.clone(),
                 _ => forbidden("demo", &cannot(caller, "create", "exec", "default")),
@@ -232,28 +280,28 @@ async fn a_get_takes_both_verbs_and_a_post_create_whatever_the_upgrade() -> Outc
             ensure!(answer == wanted, "POST {} by {caller}: {answer:?}, not {wanted:?}", form.name);
         }
     }
-    lab.stop().await
+    servers.stop().await
 }
 
 #[tokio::test]
 async fn with_the_gate_off_get_alone_opens_a_stream_by_get() -> Outcome {
-    let lab = lab(&["--feature-gates=AuthorizePodWebsocketUpgradeCreatePermission=false"]).await?;
+    let servers = servers(&["--feature-gates=AuthorizePodWebsocketUpgradeCreatePermission=false"]).await?;
     for form in forms() {
         for caller in ["viewer", "creator", "both", "neither"] {
-            let answer = ask(&lab, caller, "GET", &path(&form), &form.headers).await?;
+            let answer = ask(&servers, caller, "GET", &path(&form), &form.headers).await?;
             let wanted = by_get(&form, caller, false);
             ensure!(answer == wanted, "GET {} by {caller}: {answer:?}, not {wanted:?}", form.name);
         }
     }
     let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n";
-    let answer = ask(&lab, "viewer", "POST", &exec_of("default", "demo"), spdy).await?;
+    let answer = ask(&servers, "viewer", "POST", &exec_of("default", "demo"), spdy).await?;
     ensure!(answer == forbidden("demo", &cannot("viewer", "create", "exec", "default")), "POST: {answer:?}");
-    lab.stop().await
+    servers.stop().await
 }
 
 #[tokio::test]
 async fn who_may_not_is_not_told_which_pods_there_are_and_roles_end_at_their_namespace() -> Outcome {
-    let lab = lab(&[]).await?;
+    let servers = servers(&[]).await?;
     let v5 = &forms()[0];
     let unknown = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"nosuch\" not found","reason":"NotFound","details":{"name":"nosuch","kind":"pods"},"code":404}"#;
     for (caller, namespace, pod, wanted) in [
@@ -264,10 +312,10 @@ async fn who_may_not_is_not_told_which_pods_there_are_and_roles_end_at_their_nam
         // Its role names the pod.
         ("local", "default", "nosuch", forbidden("nosuch", &cannot("local", "get", "exec", "default"))),
     ] {
-        let answer = ask(&lab, caller, "GET", &exec_of(namespace, pod), &v5.headers).await?;
+        let answer = ask(&servers, caller, "GET", &exec_of(namespace, pod), &v5.headers).await?;
         ensure!(answer == wanted, "{caller} at {namespace}/{pod}: {answer:?}, not {wanted:?}");
     }
-    lab.stop().await
+    servers.stop().await
 }
 
 #[tokio::test]
@@ -316,12 +364,13 @@ async fn kubectl_tells_a_viewer_in_its_versions_words_what_is_forbidden() -> Out
 #[tokio::test]
 async fn kubectl_of_a_creator_falls_back_to_spdy_and_gets_through() -> Outcome {
     let Some(client) = client("1.37", true) else { return Ok(()) };
-    let lab = lab(&[]).await?;
-    let run = Run { lab: &lab, client: &client };
-    let exec = ["exec", "demo", "-c", "shell", "--", "echo", "hi"];
-    let output = run.kubectl(&[&["--context", "creator"], &exec[..]].concat()).await?.exits(0)?;
-    ensure!(output.stdout == "hi\n", "{output:?}");
-    let refused = lab.apiserver.stderr.text();
+    let servers = servers(&[]).await?;
+    let exec = ["--context", "creator", "exec", "demo", "-c", "shell", "--", "echo", "hi"];
+    let kubectl = client.command(&servers.data.join("kubeconfig"), &servers.scratch, &exec).output();
+    let output = timeout(Duration::from_secs(90), kubectl).await.map_err(|_| "kubectl did not end")?;
+    let output = output.map_err(|error| error.to_string())?;
+    ensure!(output.status.success() && output.stdout == b"hi\n", "{output:?}");
+    let refused = servers.apiserver.stderr.text();
     ensure!(refused.contains("user.name=\"creator\" subresource=exec"), "no WebSocket was refused before:\n{refused}");
-    lab.stop().await
+    servers.stop().await
 }

@@ -58,7 +58,7 @@ pub struct Lab {
     /// For files of the test. The "containers" are processes of this host, so they see it too.
     pub scratch: Scratch,
     /// Flags that every API server of this lab is given.
-    pub always: Vec<OsString>,
+    pub(super) always: Vec<OsString>,
 }
 
 impl Lab {
@@ -163,12 +163,12 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].iter().map(|line| format!("{line}\n")).collect()
 }
 
-pub fn write(path: &Path, text: &str) -> Outcome {
+pub(super) fn write(path: &Path, text: &str) -> Outcome {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Starts an example at a free port, and waits until it is ready.
-pub async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
+pub(super) async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
     let mut command = example(name);
     let process = Process::start(name, command.args(["--listen", "127.0.0.1:0"]).args(always).args(flags))?;
     process.ready().await?;
@@ -213,7 +213,7 @@ fn examples() -> &'static Path {
 }
 
 /// The port in the first `127.0.0.1:PORT` of a text.
-pub fn port_in(text: &str) -> Option<u16> {
+pub(super) fn port_in(text: &str) -> Option<u16> {
     text.split("127.0.0.1:").skip(1).find_map(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok().filter(|port| *port != 0)
@@ -221,7 +221,7 @@ pub fn port_in(text: &str) -> Option<u16> {
 }
 
 /// [`PODS`], and the Node of a kubelet at that port, for a kubelet that does not register.
-pub fn cluster(kubelet_port: u16) -> String {
+pub(super) fn cluster(kubelet_port: u16) -> String {
     format!(
         r#"apiVersion: v1
 kind: Node
