@@ -6,11 +6,17 @@
 //! cargo run --release --example kubelet -- --data-dir target/demo      # in another shell
 //! ```
 //!
-//! Its one Pod is the demo's, and the containers are **plain processes of this host**.
+//! By default its one Pod is the demo's. The containers are **plain processes of this host**.
 
 mod support;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -21,7 +27,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use http::StatusCode;
 use serde_json::json;
 use support::{
-    Error, Stack,
+    Context, Error, Stack,
     authn::Authenticator,
     client::ApiClient,
     exposition, log_to_stderr, mounted,
@@ -64,6 +70,9 @@ struct Flags {
     /// Name of the node this is.
     #[arg(long, value_name = "NAME", default_value = "demo-node")]
     node_name: String,
+    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod].
+    #[arg(long, value_name = "PATH")]
+    pod_manifest_path: Option<PathBuf>,
     /// What runs the containers.
     #[arg(long, value_enum, default_value_t = RuntimeEndpoint::Process)]
     container_runtime_endpoint: RuntimeEndpoint,
@@ -128,7 +137,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if flags.insecure && !flags.listen.ip().is_loopback() {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
-    let store = Arc::new(Store::from_manifests(&[])?);
+    let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
+    let store = Arc::new(Store::from_manifests(&manifests)?);
     store.assign_all_pods(&flags.node_name);
     let containers = match flags.container_runtime_endpoint {
         RuntimeEndpoint::Process => containers_on(&store, &flags.node_name),
@@ -172,6 +182,19 @@ async fn run(flags: Flags) -> Result<(), Error> {
         }
     }
     server.serve(service, sessions).await
+}
+
+/// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.
+fn manifests(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).context(path.display())?;
+    let yaml =
+        |file: &PathBuf| file.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|of| kind == *of));
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(yaml).collect();
+    files.sort();
+    if files.is_empty() { Err(format!("{}: no YAML in it", path.display()).into()) } else { Ok(files) }
 }
 
 /// The API server of this kubelet; none where no flag names one.

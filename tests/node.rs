@@ -5,13 +5,14 @@ mod support;
 
 use std::{fs, path::Path, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use support::{
-    Outcome,
+    Outcome, count,
     http::{Login, ask, url},
     kubectl::{Client, Run, client},
-    lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology},
+    lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology, sessions_in},
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -56,6 +57,45 @@ async fn a_node_declares_what_its_kubelets_gate_says_and_sessions_follow() -> Ou
         ensure!(translated == if on { V5 } else { V4 }, "gate {on}: {apiserver:?}");
         ensure!(served == if on { V5 } else { V4 }, "gate {on}: {kubelet:?}");
     }
+    lab.stop().await
+}
+
+/// A rollout that is half done: each session goes the way of its own node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_nodes_the_one_that_declares_it_gets_websocket() -> Outcome {
+    const OLD_POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: old, namespace: default}
+spec: {nodeName: old-node, containers: [{name: shell, image: this-host, command: [/bin/sh], stdin: true}]}
+";
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let lab = Lab::start_with(Topology::TwoProcesses, Settings { objects: OLD_POD, ..Settings::default() }).await?;
+    let file = lab.scratch.path().join("old.yaml");
+    fs::write(&file, OLD_POD).map_err(|error| error.to_string())?;
+    let file = format!("--pod-manifest-path={}", file.display());
+    let old = lab.another_kubelet(&[NO_WEBSOCKETS[0], "--node-name=old-node", &file]).await?;
+    let run = Run { lab: &lab, client: &client };
+    let execs: Vec<_> = (0..count(20, 200)).map(|at| ["demo", "old"][at % 2]).collect();
+    let failed: Vec<String> = stream::iter(execs.iter().copied())
+        .map(async |pod| {
+            let output = run.kubectl(&["exec", pod, "-c", "shell", "--", "echo", pod]).await?.exits(0)?;
+            ensure!(output.stdout.trim() == pod, "{pod}: {output:?}");
+            Ok(())
+        })
+        .buffer_unordered(4)
+        .filter_map(async |done: Outcome| done.err())
+        .collect()
+        .await;
+    ensure!(failed.is_empty(), "{}\n{}", failed.join("\n"), lab.logs());
+    let all = |text: &str| sessions_in(text).len() >= execs.len();
+    lab.apiserver.stderr.until(LIMIT, "a line for each session", all).await?;
+    for session in lab.sessions() {
+        let (pod, went) = (session.field("pod"), (session.field("protocol.in"), session.field("protocol.out")));
+        ensure!(went == (V5, if pod == Some("old") { V4 } else { V5 }), "{session:?}");
+    }
+    let status = old.stop().await?;
+    ensure!(status.success(), "{status}");
     lab.stop().await
 }
 

@@ -101,9 +101,13 @@ impl Lab {
         self.start_kubelet(flags).await
     }
 
+    /// One more kubelet with this lab's files. Give it a `--node-name` of its own; it is not stopped with the lab.
+    pub async fn another_kubelet(&self, flags: &[&str]) -> Outcome<Process> {
+        start("kubelet", &["--data-dir".into(), self.data.clone().into()], flags).await
+    }
+
     async fn start_kubelet(&mut self, flags: &[&str]) -> Outcome {
-        let data = ["--data-dir".into(), self.data.clone().into()];
-        self.kubelet = Some(start("kubelet", &data, flags).await?);
+        self.kubelet = Some(self.another_kubelet(flags).await?);
         Ok(())
     }
 
