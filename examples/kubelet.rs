@@ -6,11 +6,17 @@
 //! cargo run --release --example kubelet -- --data-dir target/demo      # in another shell
 //! ```
 //!
-//! Its Pods are the demo's, or those of `--pod-manifest-path`; the containers are **plain processes of this host**.
+//! By default its one Pod is the demo's. The containers are **plain processes of this host**.
 
 mod support;
 
-use std::{fs, io, net::SocketAddr, path::Path, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -64,12 +70,12 @@ struct Flags {
     /// Name of the node this is.
     #[arg(long, value_name = "NAME", default_value = "demo-node")]
     node_name: String,
+    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod].
+    #[arg(long, value_name = "PATH")]
+    pod_manifest_path: Option<PathBuf>,
     /// What runs the containers.
     #[arg(long, value_enum, default_value_t = RuntimeEndpoint::Process)]
     container_runtime_endpoint: RuntimeEndpoint,
-    /// Directory with the YAML files of this node's Pods, instead of the demo's.
-    #[arg(long, value_name = "DIR")]
-    pod_manifest_path: Option<PathBuf>,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
     #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
@@ -131,8 +137,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if flags.insecure && !flags.listen.ip().is_loopback() {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
-    let manifests = flags.pod_manifest_path.as_deref().map(manifests).transpose()?;
-    let store = Arc::new(Store::from_manifests(&manifests.unwrap_or_default())?);
+    let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
+    let store = Arc::new(Store::from_manifests(&manifests)?);
     store.assign_all_pods(&flags.node_name);
     let containers = match flags.container_runtime_endpoint {
         RuntimeEndpoint::Process => containers_on(&store, &flags.node_name),
@@ -178,16 +184,17 @@ async fn run(flags: Flags) -> Result<(), Error> {
     server.serve(service, sessions).await
 }
 
-/// The YAML files of a directory. One without any is a mistake: the demo's Pod is not what was asked for.
-fn manifests(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>).context(dir.display())?;
-    let yaml = |path: &PathBuf| path.extension().is_some_and(|end| end == "yaml" || end == "yml");
-    let mut files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).filter(yaml).collect();
-    files.sort();
-    if files.is_empty() {
-        return Err(format!("{}: there is no YAML file", dir.display()).into());
+/// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.
+fn manifests(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
     }
-    Ok(files)
+    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).context(path.display())?;
+    let yaml =
+        |file: &PathBuf| file.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|of| kind == *of));
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(yaml).collect();
+    files.sort();
+    if files.is_empty() { Err(format!("{}: no YAML in it", path.display()).into()) } else { Ok(files) }
 }
 
 /// The API server of this kubelet; none where no flag names one.

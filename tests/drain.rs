@@ -10,7 +10,7 @@ use std::{
 use support::{
     Outcome,
     kubectl::{Client, Run, client},
-    lab::{Lab, Topology},
+    lab::{Lab, NO_WEBSOCKETS, Settings, Topology},
     process::Written,
     terminal::Terminal,
 };
@@ -19,7 +19,7 @@ use tokio::process::Child;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_of_one_process_tells_every_session() -> Outcome {
     for client in [("1.37", true), ("1.28", false)].into_iter().filter_map(|(of, ws)| client(of, ws)) {
-        drain(&client, Topology::AllInOne).await.map_err(|why| format!("{client}: {why}"))?;
+        drain(&client, Topology::AllInOne, false).await.map_err(|why| format!("{client}: {why}"))?;
     }
     Ok(())
 }
@@ -27,9 +27,16 @@ async fn a_drain_of_one_process_tells_every_session() -> Outcome {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_of_an_apiserver_tells_every_session() -> Outcome {
     for client in [("1.37", true), ("1.28", false)].into_iter().filter_map(|(of, ws)| client(of, ws)) {
-        drain(&client, Topology::TwoProcesses).await.map_err(|why| format!("{client}: {why}"))?;
+        drain(&client, Topology::TwoProcesses, false).await.map_err(|why| format!("{client}: {why}"))?;
     }
     Ok(())
+}
+
+/// It reads no frames of it, so it cannot put a word into it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_of_an_apiserver_ends_the_websockets_that_it_passes_on() -> Outcome {
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    drain(&client, Topology::TwoProcesses, true).await
 }
 
 struct Running {
@@ -47,8 +54,9 @@ fn start(run: &Run<'_>, script: &str) -> Outcome<Running> {
     Ok(Running { child, stdout, stderr })
 }
 
-async fn drain(client: &Client, topology: Topology) -> Outcome {
-    let lab = Lab::start(topology).await?;
+async fn drain(client: &Client, topology: Topology, passed: bool) -> Outcome {
+    let settings = Settings { kubelet: if passed { &[] } else { NO_WEBSOCKETS }, ..Settings::default() };
+    let lab = Lab::start_with(topology, settings).await?;
     let run = Run { lab: &lab, client };
     let limit = Duration::from_secs(20);
     let shell = ["exec", "-it", "demo", "-c", "shell", "--", "sh"];
@@ -76,7 +84,8 @@ async fn drain(client: &Client, topology: Topology) -> Outcome {
     for (name, running) in [("bulk", &mut bulk), ("quiet", &mut quiet)] {
         let code = running.child.wait().await.map_err(|error| error.to_string())?.code();
         ensure!(code.is_some_and(|code| code != 0), "{name}: exit code {code:?}");
-        running.stderr.until(limit, "a message", |text| text.contains("shutting down")).await?;
+        let message = if passed { "close 1006" } else { "shutting down" };
+        running.stderr.until(limit, "a message", |text| text.contains(message)).await?;
     }
     let code = interactive.exit_code().await?;
     ensure!(code != 0, "the terminal's kubectl exits with 0");

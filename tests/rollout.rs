@@ -1,5 +1,5 @@
-//! Gates that change while a cluster is in use: nodes and API servers of both kinds side by side, and each gate turned
-//! off and on again under a session that lives on.
+//! Gates that change while a cluster is in use: API servers of both kinds side by side, and each gate turned off and on
+//! again under sessions that live on.
 
 mod support;
 
@@ -32,7 +32,6 @@ use tokio::{
 
 const V4: &str = "v4.channel.k8s.io";
 const V5: &str = "v5.channel.k8s.io";
-const NEVER_DECLARED: &str = "--feature-gates=ExtendWebSocketsToKubelet=false";
 const ALL_OFF: &str = "--feature-gates=AllBeta=false";
 
 /// For what takes a moment.
@@ -40,33 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Execs at a time.
 const AT_ONCE: usize = 4;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_declares_and_one_that_does_not_are_each_reached_their_own_way() -> Outcome {
-    let Some(client) = client("1.37", true) else { return Ok(()) };
-    let pod = "apiVersion: v1
-kind: Pod
-metadata: {name: old, namespace: default}
-spec:
-  nodeName: old-node
-  containers: [{name: shell, image: this-host, command: [/bin/sh], stdin: true, tty: true}]
-status: {phase: Running}
-";
-    let lab = Lab::start_with(Topology::TwoProcesses, Settings { objects: pod, ..Settings::default() }).await?;
-    let manifests = lab.scratch.dir("old-node");
-    fs::write(manifests.join("old.yaml"), pod).map_err(|error| error.to_string())?;
-    let old = ["--node-name", "old-node", "--pod-manifest-path", text(&manifests), NEVER_DECLARED];
-    let old = lab.another_kubelet(&old).await?;
-    for (pod, spoken) in [("demo", V5), ("old", V4)] {
-        let before = lab.sessions().len();
-        echo(&client, &lab, &lab.kubeconfig, pod).await?;
-        let session = session_after(&lab.apiserver, before).await?;
-        ensure!(session.field("protocol.in") == Some(V5), "{session:?}");
-        ensure!(session.field("protocol.out") == Some(spoken), "{pod}: {session:?}");
-    }
-    old.stop().await?;
-    lab.stop().await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_apiservers_with_different_gates_behind_one_balancer_lose_no_exec() -> Outcome {

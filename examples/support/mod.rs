@@ -5,11 +5,11 @@
 //! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
 //! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
-//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `authn`, `authz` | who is it; what do they ask for, and may they |
 //! | `policy`, `rbac` | roles and bindings from manifests; what they allow |
 //! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
 //! | `objects`, `features`, `patch`, `locate` | Nodes and Pods in memory; what nodes declare; changes to them; from a pod to its kubelet's URL |
+//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack over processes of this host |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 

@@ -32,6 +32,9 @@ impl fmt::Display for Topology {
     }
 }
 
+/// Turns off, at a kubelet, what the older ones lack: the API server translates and ends tunnels then.
+pub const NO_WEBSOCKETS: &[&str] = &["--feature-gates=ExtendWebSocketsToKubelet=false"];
+
 /// What the processes of a lab are told besides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings<'a> {
@@ -54,7 +57,7 @@ pub struct Lab {
     pub data: PathBuf,
     /// For files of the test. The "containers" are processes of this host, so they see it too.
     pub scratch: Scratch,
-    /// Given to whoever is the API server.
+    /// Flags that every API server of this lab is given.
     pub(super) always: Vec<OsString>,
 }
 
@@ -98,20 +101,19 @@ impl Lab {
         self.start_kubelet(flags).await
     }
 
+    /// One more kubelet with this lab's files. Give it a `--node-name` of its own; it is not stopped with the lab.
+    pub async fn another_kubelet(&self, flags: &[&str]) -> Outcome<Process> {
+        start("kubelet", &["--data-dir".into(), self.data.clone().into()], flags).await
+    }
+
     async fn start_kubelet(&mut self, flags: &[&str]) -> Outcome {
-        let data = ["--data-dir".into(), self.data.clone().into()];
-        self.kubelet = Some(start("kubelet", &data, flags).await?);
+        self.kubelet = Some(self.another_kubelet(flags).await?);
         Ok(())
     }
 
     /// Another API server, with the same files and other flags. It writes its own kubeconfigs over those that are there.
     pub async fn another_apiserver(&self, flags: &[&str]) -> Outcome<Process> {
         start("apiserver", &self.always, flags).await
-    }
-
-    /// Another kubelet, with the same files and other flags.
-    pub async fn another_kubelet(&self, flags: &[&str]) -> Outcome<Process> {
-        start("kubelet", &["--data-dir".into(), self.data.clone().into()], flags).await
     }
 
     /// The API server's log lines of sessions that have ended.

@@ -13,7 +13,7 @@ use crate::{
         metrics::{Answer, Stream},
         synthetic_authz::Decision,
     },
-    upgrade::{End, Report, Sessions, accept, take},
+    upgrade::{Cause, End, Report, Sessions, accept, take},
 };
 
 type Body = Full<Bytes>;
@@ -46,7 +46,7 @@ async fn leaf(mut request: Request<Leaf>) -> Result<Response<Body>, Infallible> 
             accept(request.extensions_mut(), response.extensions_mut()).spawn(move |_io, drain| async move {
                 assert!(matches!(served, Leaf::Serves), "a session that panics");
                 drain.cancelled().await;
-                Report::new(End::Success, "asked to")
+                Report::new(End::Success, Cause::Drain, "asked to")
             });
         }
     }
@@ -181,7 +181,7 @@ async fn the_session_keeps_the_place_when_a_layer_below_took_the_clients_side() 
             let client = take(request.extensions_mut()).expect("the client's side");
             client.spawn(|_io, drain| async move {
                 drain.cancelled().await;
-                Report::new(End::Success, "asked to")
+                Report::new(End::Success, Cause::Drain, "asked to")
             });
             Ok::<_, Infallible>(Response::builder().status(101).body(Body::default()).unwrap())
         }));
