@@ -232,7 +232,10 @@ fn a_manifest_that_grants_otherwise_than_it_reads_is_refused() {
     for (yaml, why) in [
         ("{apiVersion: v1, kind: Role, metadata: {name: r}}".into(), "apiVersion must be rbac.authorization.k8s.io/v1"),
         ("{apiVersion: rbac.authorization.k8s.io/v1, kind: Role}".into(), "metadata.name is missing"),
-        (role(r#"rules: [{apiGroups: [""], resources: [pods]}]"#), "rules[0]: verbs must contain at least one value"),
+        (
+            role(r#"rules: [{apiGroups: [""], resources: [pods]}]"#),
+            "Role \"r\": rules[0]: verbs must contain at least one value",
+        ),
         (role("rules: [{verbs: [get], resources: [pods]}]"), "resource rules must supply at least one api group"),
         (role(r#"rules: [{verbs: [get], apiGroups: [""]}]"#), "resource rules must supply at least one resource"),
         (role("rules: [{verbs: [get], nonResourceURLs: [/x]}]"), "cannot apply to non-resource URLs"),

@@ -72,18 +72,18 @@ impl Policy {
         let name = text(&document, "/metadata/name").ok_or("metadata.name is missing")?.to_owned();
         let namespaced = matches!(&*kind, "Role" | "RoleBinding");
         let namespace = text(&document, "/metadata/namespace").unwrap_or("default").to_owned();
-        let added = if kind.ends_with("Binding") {
-            self.bind(document, &name, namespaced.then_some(&*namespace))
-        } else {
-            let rules = rules(document, namespaced)?;
-            let before = if namespaced {
-                self.roles.insert((namespace, name.clone()), rules)
-            } else {
-                self.cluster_roles.insert(name.clone(), rules)
-            };
-            if before.is_none() { Ok(()) } else { Err("there already is one".to_owned()) }
+        let namespace = namespaced.then_some(&*namespace);
+        let add = if kind.ends_with("Binding") { Self::bind } else { Self::define };
+        add(self, document, &name, namespace).map_err(|why| format!("{kind} {name:?}: {why}"))
+    }
+
+    fn define(&mut self, document: Value, name: &str, namespace: Option<&str>) -> Result<(), String> {
+        let rules = rules(document, namespace.is_some())?;
+        let before = match namespace {
+            Some(namespace) => self.roles.insert((namespace.to_owned(), name.to_owned()), rules),
+            None => self.cluster_roles.insert(name.to_owned(), rules),
         };
-        added.map_err(|why| format!("{kind} {name:?}: {why}"))
+        if before.is_none() { Ok(()) } else { Err("there already is one".to_owned()) }
     }
 
     fn bind(&mut self, document: Value, name: &str, namespace: Option<&str>) -> Result<(), String> {
