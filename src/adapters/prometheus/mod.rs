@@ -30,6 +30,8 @@
 //! came. A code without a value of its own counts as `other`, a client that went before its answer as 499. All series
 //! are there from the start, 301 for an API server and 270 for a kubelet, and no label takes a value from a request.
 //!
+//! `deploy/prometheus` in the repository has recording and alert rules for the KEP's two objectives.
+//!
 //! ```
 //! use std::sync::Arc;
 //! use tower_kube_streaming::{

@@ -6,14 +6,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Extensions, Request, Response, StatusCode};
+use http::{Extensions, HeaderName, Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    layers::{MetricsLayer, UpgradeDetectLayer, danger::PermitAllLayer, metrics::Protocol},
-    upgrade::{Dialect, Sessions, Traffic, accept},
+    gates::{FeatureGates, Gate},
+    layers::{Hop, MetricsLayer, UpgradeDetectLayer, danger::PermitAllLayer, metrics::Protocol},
+    services::ApiServer,
+    upgrade::{Dialect, Sessions, Target, Traffic, accept},
 };
 
 const EXEC: &str = "/api/v1/namespaces/default/pods/demo/exec?command=date&stdout=true";
@@ -260,6 +262,59 @@ async fn a_stack_counts_what_is_refused_what_ends_and_what_is_cut() {
             (r#"apiserver_streaming_upgrade_duration_seconds_count{subresource="exec",result="failure"}"#, 1.0),
         ],
     );
+}
+
+/// The KEP counts attempts, so neither a gate nor the way that an attempt goes changes what is counted.
+#[tokio::test(start_paused = true)]
+async fn every_attempt_at_v5_or_the_tunnel_counts_once_with_any_gates_on_any_route() {
+    const FORWARD: &str = "/api/v1/namespaces/default/pods/demo/portforward?ports=80";
+    let all_off = Gate::ALL.map(|gate| (gate, false));
+    for gates in [FeatureGates::default(), FeatureGates::with(all_off).unwrap()] {
+        for declares in [true, false] {
+            for (uri, offer, name) in [
+                (EXEC, "v5.channel.k8s.io", "num_ws_remote_command_v5_total"),
+                (FORWARD, "SPDY/3.1+portforward.k8s.io", "num_ws_port_forward_v2_total"),
+            ] {
+                for code in [101, 403] {
+                    let metrics = Arc::new(StreamingMetrics::api_server());
+                    let resolve = move |target: Arc<Target>| {
+                        ready(Hop::kubelet("http://kubelet", &target).map(|hop| hop.speaks_websocket(declares)))
+                    };
+                    let authorize = (MetricsLayer::new(Arc::clone(&metrics)), PermitAllLayer);
+                    let leaf =
+                        service_fn(move |request: Request<()>| ready(Ok::<_, Infallible>(switch(code, &request))));
+                    let stack = ApiServer::builder().gates(gates).build(Sessions::new(), authorize, resolve, leaf);
+                    let mut request = Request::get(uri)
+                        .header("connection", "upgrade")
+                        .header("upgrade", "websocket")
+                        .header("sec-websocket-version", "13")
+                        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+                        .header("sec-websocket-protocol", offer)
+                        .body(())
+                        .unwrap();
+                    let _client = accept(&mut Extensions::new(), request.extensions_mut());
+                    assert_eq!(stack.oneshot(request).await.unwrap().status(), code);
+                    let counted = counted(&metrics);
+                    let attempts: Vec<_> = counted.iter().filter(|(series, _)| series.starts_with("num_ws_")).collect();
+                    let kind = if code == 101 { "success" } else { "failure" };
+                    let wanted = format!(r#"{name}{{type="{kind}"}}"#);
+                    assert_eq!(attempts, [(&wanted, &1.0)], "{gates:?} {declares} {code}");
+                }
+            }
+        }
+    }
+}
+
+/// What a next hop answers to `request`, whichever protocol that asks for.
+fn switch(code: u16, request: &Request<()>) -> Response<Full<Bytes>> {
+    let mut response = answer(code);
+    for name in ["connection", "upgrade", "x-stream-protocol-version"] {
+        response
+            .headers_mut()
+            .extend(request.headers().get(name).map(|value| (HeaderName::from_static(name), value.clone())));
+    }
+    drop(accept(&mut Extensions::new(), response.extensions_mut()));
+    response
 }
 
 #[test]

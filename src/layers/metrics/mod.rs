@@ -2,10 +2,10 @@
 //!
 //! Stands below [`UpgradeDetect`](super::UpgradeDetect) and above all that may refuse. What it sees it tells [`Record`]:
 //! how a request was answered and after how long, what the synthetic check below decided, and, for a `101`, how the session
-//! ended. A session is counted from the
-//! `101` on, not from the request, and until its task has ended, whatever ends it; a leaf that answers `101` and does not
-//! use the request's [`Session`] has none that could be watched, so its end is counted at once, as an error. Requests that
-//! are no streams pass uncounted. KEP-4006, "Monitoring Requirements".
+//! ended. A session is counted from the `101` on, not from the request, and until its task has ended, whatever ends it; a
+//! leaf that answers `101` and does not use the request's [`Session`](crate::upgrade::Session) has none that could be
+//! watched, so its end is counted at once, as an error. Requests that are no streams pass uncounted. KEP-4006, "Monitoring
+//! Requirements".
 //!
 //! ```
 //! use std::{sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}}, time::Duration};

@@ -34,6 +34,9 @@ use crate::upgrade::{
     outbox::Outbox,
 };
 
+const NEVER_THERE: &str = "the next hop ended before it had said anything";
+const ONE_ENDED: &str = "one side ended, the other was silent";
+
 /// Carries `client` and `upstream` until both have ended. `watched`: the version of a SPDY exec or attach.
 pub(crate) async fn carry<C, U>(
     client: C,
@@ -256,8 +259,12 @@ where
         self.quiet = if moved { 0 } else { self.quiet + 1 };
         let half_ended = self.up.state != State::Open || self.down.state != State::Open;
         if half_ended && self.quiet >= self.linger {
-            let silent = if self.down.state == State::Open { Cause::UpstreamSilent } else { Cause::ClientSilent };
-            self.finish(End::Error, silent, "one side ended, the other was silent");
+            let (cause, detail) = match self.down.state {
+                State::Open => (Cause::UpstreamSilent, ONE_ENDED),
+                _ if self.was_never_there() => (Cause::Handshake, NEVER_THERE),
+                _ => (Cause::ClientSilent, ONE_ENDED),
+            };
+            self.finish(End::Error, cause, detail);
             // Whoever has not taken what is left by now does not want it.
             self.down.state = State::Broken;
             return;
@@ -270,15 +277,18 @@ where
         }
     }
 
+    /// The next hop was the first to end, and had not said a byte.
+    fn was_never_there(&self) -> bool {
+        self.down.carried == 0 && !self.client_first
+    }
+
     fn report(&self) -> Report {
         let (end, cause, detail) = match (self.over, &self.watch) {
             (Some(over), _) => over,
             (None, Some(watch)) if self.client_first && !watch.has_ended() => {
                 (End::ClientGone, Cause::ClientLost, "the client's connection ended")
             }
-            (None, _) if self.down.carried == 0 && !self.client_first => {
-                (End::Error, Cause::Handshake, "the next hop ended before it had said anything")
-            }
+            (None, _) if self.was_never_there() => (End::Error, Cause::Handshake, NEVER_THERE),
             (None, Some(watch)) => watch.end(),
             (None, None) => (End::Carried, Cause::Finished, "both sides have ended"),
         };
