@@ -5,6 +5,7 @@ pub mod danger;
 pub mod feature_routing;
 mod future;
 pub mod metrics;
+mod origin;
 pub mod synthetic_authz;
 pub mod translate;
 pub mod tunnel;

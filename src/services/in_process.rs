@@ -9,13 +9,14 @@ use tower::Service;
 use super::upgrade_proxy::upgrade_required;
 use crate::{
     layers::{Hop, upgrade_detect::ResponseFuture},
-    upgrade::{Permit, can_switch},
+    upgrade::{Refusal, can_switch, permit},
 };
 
 /// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's.
 ///
 /// The upgrade needs no socket: the inner stack uses the client's side if the request still has it, else returns its
-/// own as one end of a pipe.
+/// own as one end of a pipe. Like every leaf it answers 500 to a stream without a permit or without a hop; what is no
+/// stream goes on as it is.
 #[derive(Clone, Debug)]
 pub struct InProcess<S> {
     inner: S,
@@ -43,13 +44,18 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        if let Some(Permit(target)) = parts.extensions.get()
-            && !can_switch(&parts)
-        {
-            let dialect = target.dialect;
-            return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
-        }
-        if let Some(hop) = parts.extensions.remove::<Hop>() {
+        let stream = match permit(&parts.extensions, "InProcess") {
+            Ok(target) => target.map(|target| target.dialect),
+            Err((dialect, refusal)) => return ResponseFuture::refused(refusal.into_response(dialect)),
+        };
+        if let Some(dialect) = stream {
+            if !can_switch(&parts) {
+                return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
+            }
+            let Some(hop) = parts.extensions.remove::<Hop>() else {
+                let refusal = Refusal::missing_layer("FeatureRoutingLayer", "InProcess");
+                return ResponseFuture::refused(refusal.into_response(dialect));
+            };
             parts.uri = hop.uri;
         }
         ResponseFuture::forwarded(self.inner.call(Request::from_parts(parts, body)))

@@ -36,7 +36,7 @@ use crate::{
         over_websocket::{self, WsProtocol, settling},
     },
     runtime::{Runtime, Session},
-    upgrade::{Dialect, Refusal, SessionLimits, Subresource, accept, can_switch, is_websocket, permitted},
+    upgrade::{Refusal, SessionLimits, Subresource, accept, can_switch, is_websocket, permitted},
 };
 
 type Answer = Response<Full<Bytes>>;
@@ -110,7 +110,8 @@ impl<R: Runtime> StreamingServer<R> {
     }
 
     async fn serve(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
-        let target = permitted(&request.extensions).map_err(|refusal| refused(refusal, Dialect::ApiServer))?;
+        let target = permitted(&request.extensions, "StreamingServer")
+            .map_err(|(dialect, refusal)| refused(refusal, dialect))?;
         let dialect = target.dialect;
         let refuse = |refusal: Refusal| refused(refusal, dialect);
         if !can_switch(&request) {

@@ -86,11 +86,10 @@ impl<C: Connect> UpgradeProxy<C> {
     }
 
     async fn carry(self, mut request: request::Parts) -> Result<Response<Full<Bytes>>, (Dialect, Refusal)> {
-        let target = permitted(&request.extensions).map_err(|refusal| (Dialect::ApiServer, refusal))?;
+        let target = permitted(&request.extensions, "UpgradeProxy")?;
         let refuse = |refusal: Refusal| (target.dialect, refusal);
         let Some(hop) = request.extensions.remove::<Hop>() else {
-            tracing::error!("a stream reached its leaf without a hop: the stack has no routing layer");
-            return Err(refuse(Refusal::internal("no next hop")));
+            return Err(refuse(Refusal::missing_layer("FeatureRoutingLayer", "UpgradeProxy")));
         };
         if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));
