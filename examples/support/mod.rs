@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
-//! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
+//! | `server` | accept, TLS, HTTP/1.1 and HTTP/2, and a stop that loses nothing |
 //! | `authn`, `authz` | who is it; may they |
 //! | `objects`, `patch`, `locate` | Nodes and Pods in memory; changes to them; from a pod to its kubelet's URL |
 //! | `stack` | the kubelet's streaming stack over processes of this host |
