@@ -26,12 +26,13 @@ use support::{
     pki::{self, CertAndKey},
     say,
     server::{Server, stop_signal},
-    stack::process_kubelet,
+    stack::{Parts, process_kubelet},
     tls, tokens,
 };
 use tower_kube_streaming::{
-    adapters::rustls::TlsConnect,
-    layers::danger::PermitAllLayer,
+    FeatureGates,
+    adapters::{prometheus::StreamingMetrics, rustls::TlsConnect},
+    layers::{MetricsLayer, danger::PermitAllLayer},
     port_forward::DialErrors,
     services::{ApiServer, InProcess, UpgradeProxy},
     upgrade::{Dialect, SessionLimits, Sessions, Target},
@@ -77,6 +78,9 @@ struct Flags {
     /// Dial kubelets by plain HTTP. Nodes on loopback addresses only; for benchmarks.
     #[arg(long)]
     kubelet_insecure_http: bool,
+    /// Feature gates of KEP-4006, as `A=true,B=false`; what is not named is as in Kubernetes 1.36: on.
+    #[arg(long, value_name = "GATES", default_value_t)]
+    feature_gates: FeatureGates,
     /// A client or kubelet that says nothing for so many seconds is given up. It is pinged before, and a kubelet that is
     /// slow to open streams has half of them.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "manifest")]
@@ -86,25 +90,27 @@ struct Flags {
 /// Where streams go.
 enum Next {
     /// Nowhere: the kubelet's part runs in this process.
-    InProcess(Arc<Store>),
+    InProcess(Arc<Store>, Arc<StreamingMetrics>),
     /// To the kubelet of the pod's node.
     Kubelets(TlsConnect, SessionLimits),
 }
 
 /// The streaming stack of an API server.
-fn stack(locate: Locate, next: Next, sessions: Sessions) -> Stack {
+fn stack(locate: Locate, next: Next, sessions: Sessions, metrics: Arc<StreamingMetrics>, gates: FeatureGates) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
     // `support::authz` has authorized every request that comes here.
-    let authorize = PermitAllLayer;
+    let authorize = (MetricsLayer::new(metrics), PermitAllLayer);
+    let stack = ApiServer::builder().gates(gates);
     match next {
         Next::Kubelets(connect, limits) => {
             let leaf = UpgradeProxy::new(connect).limits(limits);
-            mounted(ApiServer::with_limits(limits, sessions, authorize, resolve, leaf))
+            mounted(stack.limits(limits).build(sessions, authorize, resolve, leaf))
         }
-        Next::InProcess(store) => {
-            // The kubelet's sessions are counted and drained with ours.
-            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), sessions.clone(), DialErrors::Report);
-            mounted(ApiServer::new(sessions, authorize, resolve, InProcess::new(kubelet)))
+        Next::InProcess(store, metrics) => {
+            // The kubelet's sessions are drained with ours.
+            let parts = Parts { sessions: sessions.clone(), metrics, gates, dial_errors: DialErrors::Report };
+            let kubelet = process_kubelet(containers_on(&store, DEMO_NODE), parts);
+            mounted(stack.build(sessions, authorize, resolve, InProcess::new(kubelet)))
         }
     }
 }
@@ -159,8 +165,14 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
-    let streams = stack(locate, next(&flags, &store)?, sessions.clone());
-    let service = api::router(Api { store, stop }, streams, authenticator);
+    let metrics = Arc::new(StreamingMetrics::api_server());
+    let next = next(&flags, &store)?;
+    let mut counted = vec![metrics.clone()];
+    if let Next::InProcess(_, kubelet) = &next {
+        counted.push(kubelet.clone());
+    }
+    let streams = stack(locate, next, sessions.clone(), metrics, flags.feature_gates);
+    let service = api::router(Api { store, stop, metrics: counted.into() }, streams, authenticator);
 
     say(format_args!("listening on {url}"));
     if flags.manifest.is_empty() {
@@ -177,7 +189,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
 
 fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
     if flags.manifest.is_empty() {
-        return Ok(Next::InProcess(store.clone()));
+        return Ok(Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())));
     }
     let dir = &flags.data_dir;
     let ca = flags.kubelet_certificate_authority.clone().unwrap_or_else(|| pki::files::ca(dir));

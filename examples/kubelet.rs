@@ -24,16 +24,18 @@ use serde_json::json;
 use support::{
     Error, Stack,
     authn::Authenticator,
-    authz, log_to_stderr, mounted,
+    authz, exposition, log_to_stderr, mounted,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
     say,
     server::{Server, stop_signal},
-    stack::process_kubelet,
+    stack::{Parts, process_kubelet},
     tls,
     tokens::Tokens,
 };
 use tower_kube_streaming::{
+    FeatureGates,
+    adapters::prometheus::StreamingMetrics,
     port_forward::DialErrors,
     upgrade::{Caller, Dialect, Refusal, Sessions},
 };
@@ -58,6 +60,9 @@ struct Flags {
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
     #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
     port_forward_errors: PortForwardErrors,
+    /// Feature gates of KEP-4006, as `A=true,B=false`; what is not named is as in Kubernetes 1.36: on.
+    #[arg(long, value_name = "GATES", default_value_t)]
+    feature_gates: FeatureGates,
     /// Serving certificate, and whatever chain it needs.
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
     tls_cert_file: Option<PathBuf>,
@@ -128,8 +133,15 @@ async fn run(flags: Flags) -> Result<(), Error> {
         Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
     let sessions = Sessions::default();
-    let streams = mounted(process_kubelet(containers, sessions.clone(), flags.port_forward_errors.into()));
-    let service = router(store, streams, authenticator);
+    let metrics = Arc::new(StreamingMetrics::kubelet());
+    let parts = Parts {
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
+        gates: flags.feature_gates,
+        dial_errors: flags.port_forward_errors.into(),
+    };
+    let streams = mounted(process_kubelet(containers, parts));
+    let service = router(store, streams, metrics, authenticator);
 
     say(format_args!("listening on {}", server.url()?));
     say("ready");
@@ -137,7 +149,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
 }
 
 /// The real kubelet's routes, all of them behind authentication, as there.
-fn router(store: Arc<Store>, streams: Stack, authenticator: Authenticator) -> Router {
+fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, authenticator: Authenticator) -> Router {
     let pods = move || {
         let (pods, _) = store.list(Kind::Pod);
         async move { Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods })) }
@@ -147,6 +159,7 @@ fn router(store: Arc<Store>, streams: Stack, authenticator: Authenticator) -> Ro
         .route("/attach/{*pod}", any_service(streams.clone()))
         .route("/portForward/{*pod}", any_service(streams))
         .route("/pods", get(pods))
+        .route("/metrics", get(move || async move { exposition(&[metrics]) }))
         .route("/healthz", get(|| async { "ok" }))
         .layer(from_fn(admin))
         .layer(authenticator.into_layer())

@@ -265,7 +265,7 @@ fn server(test: &str) -> axum::Router {
         Ok(Response::builder().status(StatusCode::IM_A_TEAPOT).body(Body::empty()).unwrap())
     }));
     let store = Arc::new(Store::from_manifests(&[]).unwrap());
-    api::router(Api { store, stop: CancellationToken::new() }, streams, known(test))
+    api::router(Api { store, metrics: Arc::default(), stop: CancellationToken::new() }, streams, known(test))
 }
 
 async fn ask(server: &mut axum::Router, method: &str, path: &str, token: &str) -> (u16, String) {

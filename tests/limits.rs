@@ -107,7 +107,8 @@ async fn a_translated_session_keeps_the_limits_of_its_layer() {
     let limits = SessionLimits::new().dead_after(seconds(17));
     let kubelet = Kubelet::new(Sessions::new(), PermitAllLayer, StreamingServer::new(Quiet));
     let resolve = |target: Arc<Target>| async move { Hop::kubelet("http://node:10250", &target) };
-    let stack = ApiServer::with_limits(limits, Sessions::new(), PermitAllLayer, resolve, InProcess::new(kubelet));
+    let stack =
+        ApiServer::builder().limits(limits).build(Sessions::new(), PermitAllLayer, resolve, InProcess::new(kubelet));
     // Its silence counts from the first tick on, and it has ten seconds more to answer the Close.
     ends_within(serve(stack), websocket(API_SERVER, "v5.channel.k8s.io"), 20..=40).await;
 }

@@ -203,7 +203,8 @@ async fn a_kubelet_that_speaks_the_tunnel_has_it_passed_through() -> Outcome {
 
     let runtime = ProcessRuntime::new().container("default", "demo", "shell", Main::default());
     let kubelets = Sessions::new();
-    let kubelet = Kubelet::new(kubelets.clone(), PermitAllLayer, StreamingServer::new(runtime).offer_tunnel());
+    let leaf = StreamingServer::new(runtime).offer_tunnel();
+    let kubelet = Kubelet::builder().leaf_speaks_websocket().build(kubelets.clone(), PermitAllLayer, leaf);
     let kubelet = serve(Router::new().fallback_service(any_service(kubelet))).await?;
     let resolve = move |target: Arc<Target>| {
         std::future::ready(Hop::kubelet(&kubelet, &target).map(|hop| hop.speaks_websocket(true)))

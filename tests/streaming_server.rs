@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tower_kube_streaming::{
-    BoxError,
+    BoxError, FeatureGates, Gate,
     layers::{Hop, danger::PermitAllLayer},
     port_forward::over_spdy_client as forward_over_spdy,
     remote_command::{
@@ -69,7 +69,8 @@ impl Session for Echoing {
 /// A connection to a kubelet over [`Echo`].
 fn kubelet(v5: bool) -> DuplexStream {
     let server = StreamingServer::new(Echo);
-    serve(Kubelet::new(Sessions::new(), PermitAllLayer, if v5 { server.offer_v5() } else { server }))
+    let leaf = if v5 { server.offer_v5() } else { server };
+    serve(Kubelet::builder().leaf_speaks_websocket().build(Sessions::new(), PermitAllLayer, leaf))
 }
 
 /// A connection to an HTTP server of that stack.
@@ -382,5 +383,43 @@ async fn a_client_that_never_creates_its_streams_does_not_keep_the_connection() 
     let mut rest = Vec::new();
     io.read_to_end(&mut rest).await?;
     assert!(started.elapsed() < Duration::from_secs(90), "{:?}", started.elapsed());
+    Ok(())
+}
+
+/// A connection to a kubelet whose leaf speaks SPDY and legacy WebSocket, as a container runtime does.
+fn kubelet_with(gates: FeatureGates) -> DuplexStream {
+    serve(Kubelet::builder().gates(gates).build(Sessions::new(), PermitAllLayer, StreamingServer::new(Echo)))
+}
+
+#[tokio::test]
+async fn a_kubelet_translates_v5_for_a_runtime_that_does_not_speak_it() -> Result<(), BoxError> {
+    let request = || http::Request::get("/exec/ns/pod/c?command=x&input=1&output=1&error=1").header("host", "node");
+    for protocol in [WsProtocol::V5, WsProtocol::V4] {
+        let io = kubelet_with(FeatureGates::default());
+        let (connected, chosen) = over_websocket_client::connect(io, request().body(())?, &[protocol]).await?;
+        assert_eq!(chosen, protocol);
+        let (stdio, out, err) = user();
+        let outcome = over_websocket_client::run(connected, protocol, stdio).await?;
+        assert_eq!(outcome, Outcome::Exited(Exit::Code(7)), "{protocol:?}");
+        let said = "exec/pod/Some(\"c\") says hi\n".to_owned();
+        assert_eq!(heard(out, err).await?, (said.clone(), said));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kubelet_whose_gate_is_off_answers_websocket_as_its_runtime_does() -> Result<(), BoxError> {
+    let off = || FeatureGates::with([(Gate::ExtendWebSocketsToKubelet, false)]);
+    let v5 = ask(&mut kubelet_with(off()?), &websocket(&["v5.channel.k8s.io"])).await?;
+    assert!(v5.starts_with("HTTP/1.1 403 "), "{v5}");
+    let tunnel = websocket(&["SPDY/3.1+portforward.k8s.io"]);
+    let tunnel = tunnel.replace("/exec/ns/pod/c?command=x&input=1&output=1&error=1", "/portForward/ns/pod");
+    let refused = ask(&mut kubelet_with(off()?), &tunnel).await?;
+    assert!(
+        refused.starts_with("HTTP/1.1 400 ") && refused.contains("query parameter \"port\" is required"),
+        "{refused}"
+    );
+    let served = ask(&mut kubelet_with(FeatureGates::default()), &tunnel).await?;
+    assert!(served.starts_with("HTTP/1.1 101 "), "{served}");
     Ok(())
 }

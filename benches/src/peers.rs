@@ -48,7 +48,7 @@ pub(crate) fn proxy(listen: SocketAddr, to: String, speaks_websocket: bool) -> R
 
 pub(crate) fn runtime(listen: SocketAddr) -> Result<()> {
     let server = StreamingServer::new(Commands).offer_v5().offer_tunnel();
-    http(listen, Kubelet::new(Sessions::new(), PermitAllLayer, server))
+    http(listen, Kubelet::builder().leaf_speaks_websocket().build(Sessions::new(), PermitAllLayer, server))
 }
 
 /// Serves upgrades as the example does, without TLS.

@@ -13,13 +13,16 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tower_kube_streaming::upgrade::{Dialect, Refusal};
+use tower_kube_streaming::{
+    adapters::prometheus::StreamingMetrics,
+    upgrade::{Dialect, Refusal},
+};
 
 use super::{
     Stack,
     at::At,
     authn::Authenticator,
-    authz,
+    authz, exposition,
     list::{ListQuery, list},
     objects::{Kind, Refused, Store},
     patch, table,
@@ -29,12 +32,15 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Api {
     pub store: Arc<Store>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<[Arc<StreamingMetrics>]>,
     /// Ends watches when the server stops.
     pub stop: CancellationToken,
 }
 
 /// The whole server: `streams` answers the three subresources that are streams.
 pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router {
+    let metrics = api.metrics.clone();
     let streams = ["exec", "attach", "portforward"].into_iter().fold(Router::new(), |router, subresource| {
         let path = format!("/api/v1/namespaces/{{namespace}}/pods/{{name}}/{subresource}");
         router.route(&path, any_service(streams.clone()))
@@ -52,9 +58,10 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         .route("/api/v1/namespaces/{namespace}/pods/{name}", one())
         .route("/api/v1/namespaces/{namespace}/pods/{name}/status", one())
         .with_state(api);
+    let metrics = Router::new().route("/metrics", get(|| async move { exposition(&metrics) }));
     let known = streams
         .route_layer(from_fn(authz::admin))
-        .merge(objects.route_layer(from_fn(authz::reading_or_admin)))
+        .merge(objects.merge(metrics).route_layer(from_fn(authz::reading_or_admin)))
         .fallback(|| async { Failure(not_found()) })
         .method_not_allowed_fallback(|| async { Failure(method_not_allowed()) })
         .layer(authenticator.into_layer());

@@ -52,7 +52,8 @@ impl Locate {
         if self.plain_http && !is_loopback(&uri) {
             return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
         }
-        Ok(Hop::new(uri))
+        let declared = items(&node, "/status/declaredFeatures").iter().filter_map(Value::as_str);
+        Ok(Hop::new(uri).declares(declared))
     }
 }
 

@@ -36,13 +36,15 @@ use std::{
     io::{IsTerminal, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
+    sync::Arc,
 };
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response, header};
 use http_body_util::Full;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
+use tower_kube_streaming::adapters::prometheus::{CONTENT_TYPE, StreamingMetrics};
 
 /// A streaming stack as the routers here mount it.
 pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -54,6 +56,12 @@ where
     S: Clone + Send + Sync + 'static,
 {
     Stack::new(stack.map_response(|response| response.map(Body::new)))
+}
+
+/// What `/metrics` answers.
+pub fn exposition(metrics: &[Arc<StreamingMetrics>]) -> ([(HeaderName, &'static str); 1], String) {
+    let text = metrics.iter().map(|metrics| metrics.render()).collect();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
 }
 
 /// What ends an example before it is `ready`, with the sentence that is printed.

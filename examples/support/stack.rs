@@ -1,9 +1,13 @@
 //! The kubelet's stack over processes of this host, layer by layer.
 
+use std::sync::Arc;
+
 use tower::ServiceBuilder;
 use tower_kube_streaming::{
+    FeatureGates,
+    adapters::prometheus::StreamingMetrics,
     layers::{
-        UpgradeDetect, UpgradeDetectLayer,
+        Metrics, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer,
         danger::{PermitAll, PermitAllLayer},
     },
     port_forward::DialErrors,
@@ -15,10 +19,19 @@ use tower_kube_streaming::{
 use super::objects::Container;
 
 /// `services::Kubelet` builds the same in one call.
-pub type ProcessKubelet = UpgradeDetect<PermitAll<StreamingServer<ProcessRuntime>>>;
+pub type ProcessKubelet = UpgradeDetect<Metrics<PermitAll<Translate<Tunnel<StreamingServer<ProcessRuntime>>>>>>;
+
+/// What a kubelet's stack is built from.
+pub struct Parts {
+    pub sessions: Sessions,
+    pub metrics: Arc<StreamingMetrics>,
+    pub gates: FeatureGates,
+    pub dial_errors: DialErrors,
+}
 
 /// Serves exec, attach and port-forward of `containers`, whose main processes are started here.
-pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_errors: DialErrors) -> ProcessKubelet {
+pub fn process_kubelet(containers: Vec<Container>, parts: Parts) -> ProcessKubelet {
+    let Parts { sessions, metrics, gates, dial_errors } = parts;
     let runtime = containers.into_iter().fold(ProcessRuntime::new(), |runtime, container| {
         let main = Main { command: container.command, tty: container.tty, stdin: container.stdin };
         runtime.container(container.namespace, container.pod, container.name, main)
@@ -26,7 +39,11 @@ pub fn process_kubelet(containers: Vec<Container>, sessions: Sessions, dial_erro
     runtime.start();
     ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
+        .layer(MetricsLayer::new(metrics))
         // Who comes here has been let in: by its certificate at the kubelet, by `authz` in front of the API server.
         .layer(PermitAllLayer)
+        // As in front of any container runtime: WebSocket comes in, SPDY goes on.
+        .layer(TranslateLayer::new().gates(gates))
+        .layer(TunnelLayer::new().gates(gates))
         .service(StreamingServer::new(runtime).dial_errors(dial_errors))
 }

@@ -22,6 +22,7 @@ use tower::Service;
 
 use super::Hop;
 use crate::{
+    gates::{FeatureGates, Gate},
     remote_command::over_websocket::{refuse_handshake, settling},
     upgrade::{
         Dialect, Pending, Permit, Refusal, Route, Session, SessionLimits, Subresource, Target, is_upgrade,
@@ -33,14 +34,40 @@ use crate::{
 /// One line for each protocol that is offered, as Go's clients write it.
 pub(super) const X_STREAM_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
-/// The permitted target, one of `subresources`, of a WebSocket upgrade whose next hop does not speak WebSocket.
-pub(super) fn candidate<'a, B>(request: &'a Request<B>, subresources: &[Subresource]) -> Option<&'a Arc<Target>> {
-    let (headers, extensions) = (request.headers(), request.extensions());
-    let Permit(target) = extensions.get::<Permit>().filter(|permit| subresources.contains(&permit.subresource))?;
-    let speaks_websocket = extensions.get::<Hop>().is_some_and(|hop| hop.speaks_websocket);
-    set_route(extensions, if speaks_websocket { Route::WebSocketHop } else { Route::SpdyHop });
-    let ours = is_upgrade(request.version(), headers, extensions) && is_websocket(headers) && !speaks_websocket;
-    ours.then_some(target)
+/// What a layer that adapts is told when it is built.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Settings {
+    pub(super) limits: SessionLimits,
+    pub(super) gates: FeatureGates,
+    /// The inner service speaks WebSocket itself.
+    pub(super) off: bool,
+}
+
+impl Settings {
+    /// The permitted target, one of `subresources`, of a WebSocket upgrade whose next hop does not speak WebSocket.
+    ///
+    /// `gate` is the API server's; a kubelet adapts behind one of its own. Off, the stream counts as unrouted, as
+    /// upstream's.
+    pub(super) fn candidate<'a, B>(
+        &self,
+        request: &'a Request<B>,
+        subresources: &[Subresource],
+        gate: Gate,
+    ) -> Option<&'a Arc<Target>> {
+        let (headers, extensions) = (request.headers(), request.extensions());
+        let Permit(target) = extensions.get::<Permit>().filter(|permit| subresources.contains(&permit.subresource))?;
+        let gate = match target.dialect {
+            Dialect::ApiServer => gate,
+            Dialect::Kubelet => Gate::ExtendWebSocketsToKubelet,
+        };
+        if self.off || !self.gates.enabled(gate) {
+            return None;
+        }
+        let speaks_websocket = extensions.get::<Hop>().is_some_and(|hop| hop.speaks_websocket);
+        set_route(extensions, if speaks_websocket { Route::WebSocketHop } else { Route::SpdyHop });
+        let ours = is_upgrade(request.version(), headers, extensions) && is_websocket(headers) && !speaks_websocket;
+        ours.then_some(target)
+    }
 }
 
 /// Tells who counts the stream which way it goes.

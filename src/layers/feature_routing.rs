@@ -3,6 +3,10 @@
 //! Asks [`Resolve`] for the next hop of the permitted target and puts it into the request as a [`Hop`]. What `Resolve`
 //! refuses (an unknown pod, no container named) is the answer.
 //!
+//! Whether the hop speaks WebSocket itself is what its node declares ([`Hop::declares`]), as far as the API server's gate
+//! `ExtendWebSocketsToKubelet` lets it count. Upstream's `checkNodeSupportsWebsockets`
+//! (`pkg/registry/core/pod/rest/subresources.go`).
+//!
 //! ```
 //! use std::sync::Arc;
 //! use http::{Request, Response};
@@ -20,13 +24,14 @@
 //!     .layer(PermitAllLayer)
 //!     .layer(FeatureRoutingLayer::new(|asked: Arc<Target>| async move {
 //!         match &*asked.pod {
-//!             "demo" => Hop::kubelet("https://10.0.0.7:10250", &asked),
+//!             "demo" => Ok(Hop::kubelet("https://10.0.0.7:10250", &asked)?.declares(["ExtendWebSocketsToKubelet"])),
 //!             other => Err(Refusal::not_found("pods", other)),
 //!         }
 //!     }))
 //!     .service(service_fn(|request: Request<()>| async move {
 //!         let hop = request.extensions().get::<Hop>().expect("a resolved target");
 //!         assert_eq!(hop.uri.path(), "/exec/default/demo/app");
+//!         assert!(hop.speaks_websocket);
 //!         Ok::<_, std::convert::Infallible>(Response::new(Body::default()))
 //!     }));
 //! let exec = |pod| format!("/api/v1/namespaces/default/pods/{pod}/exec?container=app&command=date&stdout=true");
@@ -51,7 +56,10 @@ use http::{Request, Response, StatusCode, Uri};
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use crate::upgrade::{Permit, Refusal, Target};
+use crate::{
+    gates::{FeatureGates, Gate},
+    upgrade::{Dialect, Permit, Refusal, Target},
+};
 
 /// Where a stream goes next. Closures implement it.
 pub trait Resolve {
@@ -107,6 +115,14 @@ impl Hop {
         Ok(Self::new(uri))
     }
 
+    /// What the hop's node declares in `status.declaredFeatures`: it speaks WebSocket itself if `ExtendWebSocketsToKubelet`
+    /// is in there, in just these letters. A node that declares nothing speaks SPDY only.
+    #[must_use]
+    pub fn declares<'a>(self, features: impl IntoIterator<Item = &'a str>) -> Self {
+        let feature = Gate::ExtendWebSocketsToKubelet.name();
+        self.speaks_websocket(features.into_iter().any(|declared| declared == feature))
+    }
+
     /// Says whether the hop speaks WebSocket itself.
     #[must_use]
     pub fn speaks_websocket(mut self, yes: bool) -> Self {
@@ -119,12 +135,52 @@ impl Hop {
 #[derive(Clone, Debug)]
 pub struct FeatureRoutingLayer<V> {
     resolver: V,
+    pub(super) support: Support,
 }
 
 impl<V> FeatureRoutingLayer<V> {
-    /// Asks `resolver` for the next hop.
+    /// Asks `resolver` for the next hop, with the gates' defaults.
     pub fn new(resolver: V) -> Self {
-        Self { resolver }
+        Self { resolver, support: Support::new(FeatureGates::default()) }
+    }
+
+    /// Obeys `ExtendWebSocketsToKubelet`. Off, no kubelet is taken to speak WebSocket, whatever its node declares.
+    #[must_use]
+    pub fn gates(mut self, gates: FeatureGates) -> Self {
+        self.support.gate = gates.enabled(Gate::ExtendWebSocketsToKubelet);
+        self
+    }
+
+    /// Takes every kubelet to speak WebSocket, whatever its node declares: for the day on which all do and none says so
+    /// any more. The gate, off, still wins.
+    #[must_use]
+    pub fn assume_websocket_support(mut self) -> Self {
+        self.support.assumed = true;
+        self
+    }
+}
+
+/// When a hop that says so is taken to speak WebSocket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Support {
+    gate: bool,
+    assumed: bool,
+}
+
+impl Support {
+    fn new(gates: FeatureGates) -> Self {
+        Self { gate: gates.enabled(Gate::ExtendWebSocketsToKubelet), assumed: false }
+    }
+
+    pub(super) fn of(self, hop: Hop, dialect: Dialect) -> Hop {
+        match dialect {
+            Dialect::ApiServer => {
+                let speaks = self.gate && (self.assumed || hop.speaks_websocket);
+                hop.speaks_websocket(speaks)
+            }
+            // The gate and the declaration are about kubelets, and this hop is a container runtime.
+            Dialect::Kubelet => hop,
+        }
     }
 }
 
@@ -132,7 +188,7 @@ impl<S, V: Clone> Layer<S> for FeatureRoutingLayer<V> {
     type Service = FeatureRouting<S, V>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FeatureRouting { inner, resolver: self.resolver.clone() }
+        FeatureRouting { inner, resolver: self.resolver.clone(), support: self.support }
     }
 }
 
@@ -141,6 +197,7 @@ impl<S, V: Clone> Layer<S> for FeatureRoutingLayer<V> {
 pub struct FeatureRouting<S, V> {
     inner: S,
     resolver: V,
+    support: Support,
 }
 
 impl<S, V, B, R> Service<Request<B>> for FeatureRouting<S, V>
@@ -166,7 +223,8 @@ where
         // `poll_ready` reserved `self.inner`; a fresh clone is not ready. Move the ready one.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
-        ResponseFuture { state: State::Resolving { hop, inner, target, request: Some(request) } }
+        let support = self.support;
+        ResponseFuture { state: State::Resolving { hop, inner, target, support, request: Some(request) } }
     }
 }
 
@@ -188,6 +246,7 @@ enum State<S, H, F, Q> {
         hop: H,
         inner: S,
         target: Arc<Target>,
+        support: Support,
         request: Option<Q>,
     },
     Forwarded(#[pin] F),
@@ -204,7 +263,7 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project().state.project() {
-                StateProj::Resolving { hop, inner, target, request } => {
+                StateProj::Resolving { hop, inner, target, support, request } => {
                     let hop = match ready!(hop.poll(cx)) {
                         Ok(hop) => hop,
                         Err(refusal) => {
@@ -216,7 +275,7 @@ where
                         }
                     };
                     let mut request = request.take().expect("forwarded once");
-                    request.extensions_mut().insert(hop);
+                    request.extensions_mut().insert(support.of(hop, target.dialect));
                     let inner = inner.call(request);
                     self.as_mut().project().state.set(State::Forwarded(inner));
                 }

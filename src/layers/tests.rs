@@ -8,6 +8,7 @@ use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower_test::mock;
 
 use super::{FeatureRoutingLayer, Hop, TranslateLayer, TunnelLayer, UpgradeDetectLayer};
+use crate::gates::{FeatureGates, Gate};
 use crate::upgrade::{
     Dialect, Permit, Refusal, Session, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept, take,
 };
@@ -498,4 +499,69 @@ async fn a_tunnel_carries_bytes_between_the_client_and_the_leaf() {
     let mut received = [0; 8];
     client.read_exact(&mut received).await.unwrap();
     assert_eq!(&received, b"\x82\x02ho\x88\x02\x03\xe8");
+}
+
+// Gates.
+
+/// All on but that one.
+fn without(gate: Gate) -> FeatureGates {
+    FeatureGates::with([(gate, false)]).unwrap()
+}
+
+fn at(dialect: Dialect, subresource: Subresource, mut request: Request<()>) -> Request<()> {
+    let target = Target { dialect, ..Target::clone(&target(subresource)) };
+    request.extensions_mut().insert(Permit(Arc::new(target)));
+    request
+}
+
+#[tokio::test]
+async fn each_stack_adapts_behind_a_gate_of_its_own_and_forwards_what_came_when_it_is_off() {
+    use Subresource::{Exec, PortForward};
+    type Adapt = fn(FeatureGates) -> (TranslateLayer, TunnelLayer);
+    let layers: Adapt = |gates| (TranslateLayer::new().gates(gates), TunnelLayer::new().gates(gates));
+    let extend = Gate::ExtendWebSocketsToKubelet;
+    for (dialect, subresource, own, other) in [
+        (Dialect::ApiServer, Exec, Gate::TranslateStreamCloseWebsocketRequests, extend),
+        (Dialect::ApiServer, PortForward, Gate::PortForwardWebsockets, extend),
+        (Dialect::Kubelet, Exec, extend, Gate::TranslateStreamCloseWebsocketRequests),
+        (Dialect::Kubelet, PortForward, extend, Gate::PortForwardWebsockets),
+    ] {
+        for (off, adapted) in [(own, false), (other, true)] {
+            let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layers(without(off)));
+            assert_ready_ok!(service.poll_ready());
+            let protocol = if subresource == Exec { "v5.channel.k8s.io" } else { TUNNEL };
+            let _response = task::spawn(service.call(at(dialect, subresource, websocket(protocol))));
+            let (mut seen, _) = inner.next_request().await.expect("forwarded");
+            let case = format!("{dialect:?} {subresource} without {off}");
+            assert_eq!(take(seen.extensions_mut()).is_none(), adapted, "{case}");
+            assert_eq!(seen.method() == Method::POST, adapted, "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hop_speaks_websocket_if_its_node_declares_just_that_and_the_gate_lets_it_count() {
+    const FEATURE: &str = "ExtendWebSocketsToKubelet";
+    type Routing = fn(FeatureRoutingLayer<()>) -> FeatureRoutingLayer<()>;
+    let default: Routing = |layer| layer;
+    let off: Routing = |layer| layer.gates(without(Gate::ExtendWebSocketsToKubelet));
+    let assumed: Routing = FeatureRoutingLayer::assume_websocket_support;
+    let assumed_off: Routing = |layer| layer.assume_websocket_support().gates(without(Gate::ExtendWebSocketsToKubelet));
+    let (api_server, kubelet) = (Dialect::ApiServer, Dialect::Kubelet);
+    for (dialect, routing, declared, speaks) in [
+        (api_server, default, &[FEATURE][..], true),
+        (api_server, default, &["A", FEATURE, "Z"], true),
+        (api_server, default, &[], false),
+        (api_server, default, &["extendWebSocketsToKubelet", "ExtendWebSocketsToKubelet/beta"], false),
+        (api_server, off, &[FEATURE], false),
+        (api_server, assumed, &[], true),
+        (api_server, assumed_off, &[FEATURE], false),
+        // Of a runtime, which neither gate nor declaration is about.
+        (kubelet, off, &[FEATURE], true),
+        (kubelet, assumed, &[], false),
+    ] {
+        let support = routing(FeatureRoutingLayer::new(())).support;
+        let hop = Hop::new("http://hop/".parse().unwrap()).declares(declared.iter().copied());
+        assert_eq!(support.of(hop, dialect).speaks_websocket, speaks, "{dialect:?} {declared:?}");
+    }
 }

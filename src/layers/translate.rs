@@ -30,8 +30,9 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use tower::{Layer, Service};
 
 pub use super::adapt::ResponseFuture;
-use super::adapt::{self, Client, X_STREAM_PROTOCOL_VERSION};
+use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
+    gates::{FeatureGates, Gate},
     remote_command::{Version, relay},
     upgrade::{SessionLimits, Subresource, take, upgrade_names},
     websocket::handshake,
@@ -40,11 +41,11 @@ use crate::{
 /// Layer that applies [`Translate`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TranslateLayer {
-    limits: SessionLimits,
+    settings: Settings,
 }
 
 impl TranslateLayer {
-    /// Translates with the default limits.
+    /// Translates with the default limits, and the gates' defaults.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -53,7 +54,21 @@ impl TranslateLayer {
     /// Holds the sessions to `limits`.
     #[must_use]
     pub fn limits(mut self, limits: SessionLimits) -> Self {
-        self.limits = limits;
+        self.settings.limits = limits;
+        self
+    }
+
+    /// Obeys `TranslateStreamCloseWebsocketRequests` in an API server's stack, `ExtendWebSocketsToKubelet` in a kubelet's. Off, all
+    /// requests are forwarded unchanged.
+    #[must_use]
+    pub fn gates(mut self, gates: FeatureGates) -> Self {
+        self.settings.gates = gates;
+        self
+    }
+
+    /// Forwards all requests unchanged: the inner service speaks WebSocket itself.
+    pub(crate) fn off(mut self, off: bool) -> Self {
+        self.settings.off = off;
         self
     }
 }
@@ -62,7 +77,7 @@ impl<S> Layer<S> for TranslateLayer {
     type Service = Translate<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Translate { inner, limits: self.limits }
+        Translate { inner, settings: self.settings }
     }
 }
 
@@ -70,7 +85,7 @@ impl<S> Layer<S> for TranslateLayer {
 #[derive(Clone, Debug)]
 pub struct Translate<S> {
     inner: S,
-    limits: SessionLimits,
+    settings: Settings,
 }
 
 impl<S, B, R> Service<Request<B>> for Translate<S>
@@ -87,11 +102,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let wanted = adapt::candidate(&request, &[Subresource::Exec, Subresource::Attach])
+        let wanted = self
+            .settings
+            .candidate(&request, &[Subresource::Exec, Subresource::Attach], Gate::TranslateStreamCloseWebsocketRequests)
             .filter(|_| handshake::offers_in_first_line(request.headers()).any(|offer| offer == Version::V5.name()));
         let Some(target) = wanted.cloned() else { return ResponseFuture::forwarded(self.inner.call(request)) };
         let offers = Version::NEWEST_FIRST.map(|version| HeaderValue::from_static(version.name()));
-        adapt::call(&mut self.inner, request, target, offers.into(), self.limits, join)
+        adapt::call(&mut self.inner, request, target, offers.into(), self.settings.limits, join)
     }
 }
 

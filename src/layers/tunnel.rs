@@ -30,8 +30,9 @@ use http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
 
 pub use super::adapt::ResponseFuture;
-use super::adapt::{self, Client, X_STREAM_PROTOCOL_VERSION};
+use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
+    gates::{FeatureGates, Gate},
     port_forward::tunnel,
     upgrade::{End, Refusal, Report, SessionLimits, Subresource, list, take, upgrade_names},
 };
@@ -39,11 +40,11 @@ use crate::{
 /// Layer that applies [`Tunnel`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TunnelLayer {
-    limits: SessionLimits,
+    settings: Settings,
 }
 
 impl TunnelLayer {
-    /// Tunnels with the default limits.
+    /// Tunnels with the default limits, and the gates' defaults.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -52,7 +53,21 @@ impl TunnelLayer {
     /// Holds the sessions to `limits`.
     #[must_use]
     pub fn limits(mut self, limits: SessionLimits) -> Self {
-        self.limits = limits;
+        self.settings.limits = limits;
+        self
+    }
+
+    /// Obeys `PortForwardWebsockets` in an API server's stack, `ExtendWebSocketsToKubelet` in a kubelet's. Off, all
+    /// requests are forwarded unchanged.
+    #[must_use]
+    pub fn gates(mut self, gates: FeatureGates) -> Self {
+        self.settings.gates = gates;
+        self
+    }
+
+    /// Forwards all requests unchanged: the inner service speaks WebSocket itself.
+    pub(crate) fn off(mut self, off: bool) -> Self {
+        self.settings.off = off;
         self
     }
 }
@@ -61,7 +76,7 @@ impl<S> Layer<S> for TunnelLayer {
     type Service = Tunnel<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Tunnel { inner, limits: self.limits }
+        Tunnel { inner, settings: self.settings }
     }
 }
 
@@ -69,7 +84,7 @@ impl<S> Layer<S> for TunnelLayer {
 #[derive(Clone, Debug)]
 pub struct Tunnel<S> {
     inner: S,
-    limits: SessionLimits,
+    settings: Settings,
 }
 
 impl<S, B, R> Service<Request<B>> for Tunnel<S>
@@ -86,12 +101,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let wanted = adapt::candidate(&request, &[Subresource::PortForward]);
+        let wanted = self.settings.candidate(&request, &[Subresource::PortForward], Gate::PortForwardWebsockets);
         let offers: Vec<HeaderValue> =
             tunnel::offers(request.headers()).filter_map(|offer| HeaderValue::from_str(offer).ok()).collect();
         match wanted.cloned() {
             Some(target) if !offers.is_empty() => {
-                adapt::call(&mut self.inner, request, target, offers, self.limits, join)
+                adapt::call(&mut self.inner, request, target, offers, self.settings.limits, join)
             }
             _ => ResponseFuture::forwarded(self.inner.call(request)),
         }

@@ -6,6 +6,7 @@ use http::Request;
 use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
+    gates::FeatureGates,
     layers::{
         FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect,
         UpgradeDetectLayer,
@@ -23,7 +24,7 @@ pub struct ApiServer<S> {
 }
 
 impl ApiServer<()> {
-    /// Builds the stack.
+    /// Builds the stack with the defaults of [`builder`](Self::builder).
     ///
     /// `authorize` is the layer that hands out permits, `resolve` the [`Resolve`](crate::layers::Resolve) that finds
     /// the node, and `leaf` mostly an [`UpgradeProxy`](super::UpgradeProxy).
@@ -32,12 +33,47 @@ impl ApiServer<()> {
         A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
-        Self::with_limits(SessionLimits::new(), sessions, authorize, resolve, leaf)
+        Self::builder().build(sessions, authorize, resolve, leaf)
     }
 
-    /// As [`new`](Self::new), with other limits for the sessions that are translated or tunnelled here. The leaf has its own.
-    pub fn with_limits<A, V, L>(
-        limits: SessionLimits,
+    /// Builds the stack with other gates or limits.
+    pub fn builder() -> ApiServerBuilder {
+        ApiServerBuilder::default()
+    }
+}
+
+/// Builds an [`ApiServer`]. By default its gates are those of Kubernetes 1.36.
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use]
+pub struct ApiServerBuilder {
+    gates: FeatureGates,
+    limits: SessionLimits,
+    assume_websocket_support: bool,
+}
+
+impl ApiServerBuilder {
+    /// Obeys the gates of an API server. The authorizing layer has one of its own:
+    /// [`SyntheticAuthzLayer::gates`](crate::layers::SyntheticAuthzLayer::gates).
+    pub fn gates(mut self, gates: FeatureGates) -> Self {
+        self.gates = gates;
+        self
+    }
+
+    /// Holds the sessions that are translated or tunnelled here to `limits`. The leaf has its own.
+    pub fn limits(mut self, limits: SessionLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// See [`FeatureRoutingLayer::assume_websocket_support`].
+    pub fn assume_websocket_support(mut self) -> Self {
+        self.assume_websocket_support = true;
+        self
+    }
+
+    /// Builds the stack; see [`ApiServer::new`].
+    pub fn build<A, V, L>(
+        self,
         sessions: Sessions,
         authorize: A,
         resolve: V,
@@ -47,12 +83,14 @@ impl ApiServer<()> {
         A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
+        let Self { gates, limits, assume_websocket_support } = self;
+        let routing = FeatureRoutingLayer::new(resolve).gates(gates);
         let stack = ServiceBuilder::new()
             .layer(UpgradeDetectLayer::new(Dialect::ApiServer, sessions))
             .layer(authorize)
-            .layer(FeatureRoutingLayer::new(resolve))
-            .layer(TranslateLayer::new().limits(limits))
-            .layer(TunnelLayer::new().limits(limits))
+            .layer(if assume_websocket_support { routing.assume_websocket_support() } else { routing })
+            .layer(TranslateLayer::new().limits(limits).gates(gates))
+            .layer(TunnelLayer::new().limits(limits).gates(gates))
             .service(leaf);
         ApiServer { stack }
     }

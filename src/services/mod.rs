@@ -6,8 +6,8 @@ mod kubelet;
 pub mod streaming_server;
 pub mod upgrade_proxy;
 
-pub use api_server::ApiServer;
+pub use api_server::{ApiServer, ApiServerBuilder};
 pub use in_process::InProcess;
-pub use kubelet::Kubelet;
+pub use kubelet::{Kubelet, KubeletBuilder};
 pub use streaming_server::StreamingServer;
 pub use upgrade_proxy::{Connect, TcpConnect, UpgradeProxy};

@@ -60,7 +60,12 @@ pub fn take(from: &mut Extensions) -> Option<Pending> {
         None => Side::Hyper(from.remove::<OnUpgrade>()?),
     };
     from.insert(Taken);
-    Some(Pending { side, session: from.remove::<Session>().unwrap_or_default() })
+    let session = from.remove::<Session>();
+    if let Some(session) = &session {
+        // For the leaf of this stack, should it serve what an adapting layer takes here.
+        from.insert(session.inner());
+    }
+    Some(Pending { side, session: session.unwrap_or_default() })
 }
 
 /// For a leaf about to answer `101`: the client's side, else a new pipe whose far end rides in the response.

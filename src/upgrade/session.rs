@@ -124,6 +124,12 @@ impl Session {
         Self(Arc::new(Inner { sessions, about: Some((caller, target)), span, ..Inner::default() }))
     }
 
+    /// A session below this one, of the same server: drained with it, and it leaves no line of its own.
+    pub(super) fn inner(&self) -> Self {
+        let (sessions, span) = (self.0.sessions.clone(), self.0.span.clone());
+        Self(Arc::new(Inner { sessions, span, ..Inner::default() }))
+    }
+
     /// Keeps `guard` until the session has ended.
     pub fn hold(&self, guard: impl Any + Send) {
         lock(&self.0.guards).push(Box::new(guard));
