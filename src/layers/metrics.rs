@@ -58,6 +58,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project::pin_project;
 use tokio::time::Instant;
@@ -66,7 +67,7 @@ use tower::{Layer, Service};
 use crate::{
     port_forward::tunnel,
     remote_command::Version,
-    upgrade::{End, Report, Route, Session, StreamRequest, Subresource, is_websocket, upgrade_names},
+    upgrade::{End, Report, Route, Session, StreamRequest, Subresource, detected, is_websocket, upgrade_names},
     websocket::handshake,
 };
 
@@ -184,18 +185,23 @@ pub struct Metrics<S> {
 impl<S, B, R> Service<Request<B>> for Metrics<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: From<Bytes>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
+    type Future = ResponseFuture<super::future::ResponseFuture<S::Future, R>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if let Err((dialect, refusal)) = detected(request.extensions(), "Metrics") {
+            let misbuilt = super::future::ResponseFuture::refused(refusal.into_response(dialect));
+            return ResponseFuture { inner: misbuilt, waiting: None };
+        }
         let waiting = Waiting::of(&self.record, &request);
-        ResponseFuture { inner: self.inner.call(request), waiting }
+        ResponseFuture { inner: super::future::ResponseFuture::forwarded(self.inner.call(request)), waiting }
     }
 }
 

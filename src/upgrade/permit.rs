@@ -49,13 +49,26 @@ pub(crate) fn permit<'a>(
     if let Some(Permit(target)) = extensions.get() {
         return Ok(Some(target));
     }
-    if extensions.get::<NoStream>().is_some() {
-        return Ok(None);
+    match detected(extensions, part)? {
+        None => Ok(None),
+        Some(target) => Err((target.dialect, Refusal::missing_layer("SyntheticAuthzLayer", part))),
     }
-    Err(match extensions.get::<StreamRequest>() {
-        Some(StreamRequest(target)) => (target.dialect, Refusal::missing_layer("SyntheticAuthzLayer", part)),
-        None => (Dialect::ApiServer, Refusal::missing_layer("UpgradeDetectLayer", part)),
-    })
+}
+
+/// For a layer below `UpgradeDetect`: what is asked for, or `None` for a request that is no stream.
+///
+/// # Errors
+///
+/// The refusal of a stack that lacks `UpgradeDetect` above `part`.
+pub(crate) fn detected<'a>(
+    extensions: &'a Extensions,
+    part: &str,
+) -> Result<Option<&'a Arc<Target>>, (Dialect, Refusal)> {
+    match extensions.get() {
+        Some(StreamRequest(target)) => Ok(Some(target)),
+        None if extensions.get::<NoStream>().is_some() => Ok(None),
+        None => Err((Dialect::ApiServer, Refusal::missing_layer("UpgradeDetectLayer", part))),
+    }
 }
 
 /// For a leaf: the permitted target.
