@@ -6,13 +6,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower::Service;
 
-use super::upgrade_proxy::upgrade_required;
+use super::upgrade_proxy::{strip_credentials, upgrade_required};
 use crate::{
     layers::{Hop, upgrade_detect::ResponseFuture},
     upgrade::{Refusal, can_switch, permit},
 };
 
-/// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's.
+/// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's, and
+/// the caller's credentials stay here, as with [`UpgradeProxy`](super::UpgradeProxy).
 ///
 /// The upgrade needs no socket: the inner stack uses the client's side if the request still has it, else returns its
 /// own as one end of a pipe. Like every leaf it answers 500 to a stream without a permit or without a hop; what is no
@@ -57,6 +58,7 @@ where
                 return ResponseFuture::refused(refusal.into_response(dialect));
             };
             parts.uri = hop.uri;
+            strip_credentials(&mut parts.headers);
         }
         ResponseFuture::forwarded(self.inner.call(Request::from_parts(parts, body)))
     }

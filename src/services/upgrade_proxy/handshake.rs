@@ -40,7 +40,7 @@ pub(super) enum Failure {
 }
 
 /// Takes out of `headers` what is the caller's own: nothing of it is for the next hop.
-pub(super) fn strip_credentials(headers: &mut HeaderMap) {
+pub(in crate::services) fn strip_credentials(headers: &mut HeaderMap) {
     for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
         headers.remove(credential);
     }

@@ -55,6 +55,7 @@ mod service;
 #[cfg(feature = "rustls")]
 pub(crate) use connect::dial;
 pub use connect::{Connect, TcpConnect};
+pub(super) use handshake::strip_credentials;
 pub use service::UpgradeProxy;
 pub(super) use service::upgrade_required;
 
