@@ -11,7 +11,7 @@
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
-#![allow(dead_code, reason = "apiserver.rs and kubelet.rs share this folder, and neither uses all of it")]
+#![allow(dead_code, reason = "the examples share this folder, and none uses all of it")]
 #![allow(unreachable_pub, reason = "shorter to read than pub(crate), and an example exports nothing anyway")]
 
 pub mod api;

@@ -10,7 +10,7 @@
 //! ```
 //! # #[cfg(feature = "process")] {
 //! use http::{Extensions, Request, header};
-//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use tower::{ServiceBuilder, ServiceExt};
 //! use tower_kube_streaming::{
 //!     layers::{UpgradeDetectLayer, danger::PermitAllLayer},
 //!     runtime::{Main, ProcessRuntime},
@@ -20,7 +20,7 @@
 //!
 //! # tokio_test::block_on(async {
 //! let shell = Main { command: vec!["sh".into()], tty: true, stdin: true };
-//! let mut service = ServiceBuilder::new()
+//! let service = ServiceBuilder::new()
 //!     .layer(UpgradeDetectLayer::new(Dialect::Kubelet, Sessions::new()))
 //!     .layer(PermitAllLayer)
 //!     .service(StreamingServer::new(ProcessRuntime::new().container("default", "demo", "shell", shell)));
@@ -31,7 +31,7 @@
 //!     .body(())?;
 //! // The client's side, which a server has put into the request.
 //! let _client = accept(&mut Extensions::new(), request.extensions_mut());
-//! assert_eq!(service.ready().await?.call(request).await?.status(), 101);
+//! assert_eq!(service.oneshot(request).await?.status(), 101);
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! # }
 //! ```

@@ -14,7 +14,7 @@
 //! ```
 //! use http::{Extensions, Request, Uri, header};
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
-//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use tower::{ServiceBuilder, ServiceExt};
 //! use tower_kube_streaming::{
 //!     layers::{FeatureRoutingLayer, Hop, UpgradeDetectLayer, danger::PermitAllLayer},
 //!     services::UpgradeProxy,
@@ -31,7 +31,7 @@
 //!     });
 //!     Ok(near)
 //! };
-//! let mut service = ServiceBuilder::new()
+//! let service = ServiceBuilder::new()
 //!     .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
 //!     .layer(PermitAllLayer)
 //!     .layer(FeatureRoutingLayer::new(|asked: std::sync::Arc<_>| async move {
@@ -44,7 +44,7 @@
 //!     .body(())?;
 //! // The client's side, which a server has put into the request.
 //! let _client = accept(&mut Extensions::new(), request.extensions_mut());
-//! assert_eq!(service.ready().await?.call(request).await?.status(), 403);
+//! assert_eq!(service.oneshot(request).await?.status(), 403);
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
