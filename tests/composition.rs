@@ -5,7 +5,7 @@
 
 use std::{
     convert::Infallible,
-    future::ready,
+    future::{Ready, ready},
     io,
     sync::{
         Arc, Mutex,
@@ -22,7 +22,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_kube_streaming::{
     BoxError,
     layers::{
-        FeatureRoutingLayer, Hop, MetricsLayer, Record, SyntheticAuthzLayer, TranslateLayer, TunnelLayer,
+        FeatureRoutingLayer, Hop, MetricsLayer, Record, Resolve, SyntheticAuthzLayer, TranslateLayer, TunnelLayer,
         UpgradeDetectLayer,
         danger::PermitAllLayer,
         metrics::{Answer, Stream},
@@ -30,7 +30,7 @@ use tower_kube_streaming::{
     },
     remote_command::{Exit, Stdio},
     runtime::{Loopback, Runtime, Session},
-    services::{InProcess, StreamingServer, UpgradeProxy},
+    services::{ApiServer, InProcess, Kubelet, StreamingServer, UpgradeProxy},
     upgrade::{Dialect, Refusal, Report, Sessions, Target, accept},
 };
 use tracing_subscriber::fmt::MakeWriter;
@@ -173,11 +173,15 @@ fn detect() -> UpgradeDetectLayer {
     UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new())
 }
 
-fn routing() -> FeatureRoutingLayer<impl Fn(Arc<Target>) -> std::future::Ready<Result<Hop, Refusal>> + Clone> {
-    FeatureRoutingLayer::new(|asked: Arc<Target>| ready(Hop::kubelet("http://127.0.0.1:1", &asked)))
+fn routing_to_kubelet(asked: Arc<Target>) -> Ready<Result<Hop, Refusal>> {
+    ready(Hop::kubelet("http://127.0.0.1:1", &asked))
 }
 
-fn allowing() -> SyntheticAuthzLayer<impl Fn(Attributes) -> std::future::Ready<Result<Decision, BoxError>>> {
+fn routing() -> FeatureRoutingLayer<impl Resolve<Future: Send> + Clone + Send> {
+    FeatureRoutingLayer::new(routing_to_kubelet)
+}
+
+fn allowing() -> SyntheticAuthzLayer<impl Fn(Attributes) -> Ready<Result<Decision, BoxError>>> {
     SyntheticAuthzLayer::new(|_: Attributes| ready(Ok(Decision::allow())))
 }
 
@@ -263,6 +267,27 @@ async fn behind_an_authorizer_that_has_not_decided_nothing_is_opened() {
     let why = "no authorizer in front of the synthetic check has decided about the request";
     is_refused("server", above.layer(opened.server()), &opened, why).await;
     is_refused("proxy", (above, routing()).layer(opened.proxy()), &opened, why).await;
+}
+
+/// A kubelet in the same process lets in whoever comes, since the stack above it authorizes; so nothing else may come.
+#[tokio::test]
+async fn an_url_of_the_kubelet_is_no_way_round_the_authorization_above_it() {
+    let opened = Opened::default();
+    let kubelet = Kubelet::new(Sessions::new(), PermitAllLayer, opened.server());
+    let deny = SyntheticAuthzLayer::new(|_: Attributes| ready(Ok(Decision::no_opinion())));
+    let stack = ApiServer::new(Sessions::new(), deny, routing_to_kubelet, InProcess::new(kubelet));
+    for request in streams() {
+        let mut round = request;
+        *round.uri_mut() = match round.uri().path().rsplit('/').next() {
+            Some("portforward") => "/portForward/default/demo".parse().unwrap(),
+            _ => "/exec/default/demo/c?command=date&output=1".parse().unwrap(),
+        };
+        assert_eq!(stack.clone().oneshot(round).await.unwrap().status(), 404);
+        assert!(!opened.0.load(Relaxed));
+    }
+    for request in streams() {
+        assert_eq!(stack.clone().oneshot(request).await.unwrap().status(), 403);
+    }
 }
 
 /// So that nobody can fill the log with errors, and the test above can fail: a whole stack opens.

@@ -9,15 +9,14 @@ use tower::Service;
 use super::upgrade_proxy::{strip_credentials, upgrade_required};
 use crate::{
     layers::{Hop, upgrade_detect::ResponseFuture},
-    upgrade::{Refusal, can_switch, permit},
+    upgrade::{Refusal, can_switch, permitted},
 };
 
 /// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's, and
 /// the caller's credentials stay here, as with [`UpgradeProxy`](super::UpgradeProxy).
 ///
 /// The upgrade needs no socket: the inner stack uses the client's side if the request still has it, else returns its
-/// own as one end of a pipe. Like every leaf it answers 500 to a stream without a permit or without a hop; what is no
-/// stream goes on as it is.
+/// own as one end of a pipe. Nothing but permitted streams goes there.
 #[derive(Clone, Debug)]
 pub struct InProcess<S> {
     inner: S,
@@ -45,21 +44,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let stream = match permit(&parts.extensions, "InProcess") {
-            Ok(target) => target.map(|target| target.dialect),
+        // What is no stream to the stack above may be one to the stack below, and nobody has authorized it.
+        let dialect = match permitted(&parts.extensions, "InProcess") {
+            Ok(target) => target.dialect,
             Err((dialect, refusal)) => return ResponseFuture::refused(refusal.into_response(dialect)),
         };
-        if let Some(dialect) = stream {
-            if !can_switch(&parts) {
-                return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
-            }
-            let Some(hop) = parts.extensions.remove::<Hop>() else {
-                let refusal = Refusal::missing_layer("FeatureRoutingLayer", "InProcess");
-                return ResponseFuture::refused(refusal.into_response(dialect));
-            };
-            parts.uri = hop.uri;
-            strip_credentials(&mut parts.headers);
+        if !can_switch(&parts) {
+            return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
         }
+        let Some(hop) = parts.extensions.remove::<Hop>() else {
+            let refusal = Refusal::missing_layer("FeatureRoutingLayer", "InProcess");
+            return ResponseFuture::refused(refusal.into_response(dialect));
+        };
+        parts.uri = hop.uri;
+        strip_credentials(&mut parts.headers);
         ResponseFuture::forwarded(self.inner.call(Request::from_parts(parts, body)))
     }
 }
