@@ -5,7 +5,7 @@
 #[path = "../examples/support/mod.rs"]
 mod support;
 
-use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -21,7 +21,13 @@ use support::{
     patch,
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
+    server::Server,
     tokens::{self, Tokens},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    time::{Instant, timeout},
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio_util::sync::CancellationToken;
@@ -109,6 +115,50 @@ async fn a_token_among_the_subprotocols_is_taken_out_of_them() {
         let refused = through(known("subprotocol_refused"), websocket(&refused)).await;
         assert_eq!(refused.unwrap_err(), StatusCode::UNAUTHORIZED);
     }
+}
+
+#[tokio::test]
+async fn a_token_among_the_subprotocols_counts_only_in_a_websocket_request_and_only_alone() {
+    let bearer = |bytes: &[u8]| format!("base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(bytes));
+    let (own, v5) = (bearer(b"v-token"), "v5.channel.k8s.io");
+    let upgrade = |lines: &[&str]| {
+        let mut request = websocket(&[v5, &own]);
+        request.headers_mut().remove("upgrade");
+        for line in lines {
+            request.headers_mut().append("upgrade", line.parse().unwrap());
+        }
+        request
+    };
+    for (case, request, code) in [
+        ("any case", upgrade(&["WebSocket"]), None),
+        ("a list", upgrade(&["foo/2, websocket"]), None),
+        ("a second line", upgrade(&["foo/2", "websocket"]), None),
+        ("SPDY", upgrade(&["SPDY/3.1"]), Some(StatusCode::UNAUTHORIZED)),
+        ("no upgrade", upgrade(&[]), Some(StatusCode::UNAUTHORIZED)),
+        ("two tokens", websocket(&[&own, &bearer(b"a-token"), v5]), Some(StatusCode::UNAUTHORIZED)),
+        ("no UTF-8", websocket(&[&bearer(b"\xff\xfe"), v5]), Some(StatusCode::UNAUTHORIZED)),
+        ("no base64", websocket(&["base64url.bearer.authorization.k8s.io.a+b", v5]), Some(StatusCode::UNAUTHORIZED)),
+        ("padded base64", websocket(&[&format!("{}=", bearer(b"v-token")), v5]), Some(StatusCode::UNAUTHORIZED)),
+        ("empty", websocket(&["base64url.bearer.authorization.k8s.io.", v5]), Some(StatusCode::UNAUTHORIZED)),
+        ("alone among blanks", websocket(&[&format!(" , {own},"), " "]), Some(StatusCode::UNAUTHORIZED)),
+    ] {
+        assert_eq!(through(known("subprotocol_rules"), request).await.err(), code, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_connects_and_says_nothing_is_given_up() {
+    let stop = CancellationToken::new();
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), stop.clone()).await.unwrap();
+    let address = server.address().unwrap();
+    let serving = tokio::spawn(server.serve(axum::Router::new(), Sessions::new()));
+    let began = Instant::now();
+    let mut peer = TcpStream::connect(address).await.unwrap();
+    let read = timeout(Duration::from_secs(120), peer.read(&mut [0])).await.expect("given up");
+    assert_eq!(read.unwrap(), 0);
+    assert!(began.elapsed() >= Duration::from_secs(30), "{:?}", began.elapsed());
+    stop.cancel();
+    serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         .with_state(api)
         .route("/metrics", get(|| async move { exposition(&metrics) }))
         .fallback(|| async { Failure(not_found()) })
-        .method_not_allowed_fallback(|| async { Failure(method_not_allowed()) })
+        .method_not_allowed_fallback(|| async { Failure(Refusal::method_not_allowed()) })
         .layer(from_fn_with_state(rbac, authz::authorize));
     let known = objects.merge(streams).layer(authenticator.into_layer());
     // Anybody may ask these, as with a real API server.
@@ -179,11 +179,6 @@ fn missing(at: &At) -> Refusal {
 
 fn not_found() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
-}
-
-fn method_not_allowed() -> Refusal {
-    let message = "the server does not allow this method on the requested resource";
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
 }
 
 fn version() -> Value {

@@ -7,7 +7,7 @@ use std::{future::ready, sync::Arc};
 
 use axum::body::Body;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use tower_http::auth::{AsyncAuthorizeRequest, AsyncRequireAuthorizationLayer};
 use tower_kube_streaming::upgrade::{Caller, Dialect, Refusal};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
@@ -57,8 +57,11 @@ impl Authenticator {
                 Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", "browsers need a server with authentication"))
             }
             Who::Anybody => Ok(Caller::new("insecure", ["system:masters"])),
-            Who::Known(tokens) => known(tokens, request)
-                .ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")),
+            Who::Known(tokens) => known(tokens, request).map_err(|why| {
+                // As upstream, the client is not told why.
+                tracing::info!(why, "nobody knows the caller");
+                Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
+            }),
         }
     }
 }
@@ -87,17 +90,17 @@ impl AsyncAuthorizeRequest<Body> for Authenticator {
 }
 
 /// In kube-apiserver's order: certificate, header, subprotocol.
-fn known(tokens: &Tokens, request: &mut Request<Body>) -> Option<Caller> {
+fn known(tokens: &Tokens, request: &mut Request<Body>) -> Result<Caller, &'static str> {
     if let Some(ClientCertificate(caller)) = request.extensions_mut().remove() {
-        return Some(caller);
+        return Ok(caller);
     }
     if let Some(caller) = bearer(request.headers()).and_then(|token| tokens.caller(token)) {
-        return Some(caller.clone());
+        return Ok(caller.clone());
     }
-    let (token, others) = bearer_protocol(request.headers())?;
-    let caller = tokens.caller(&token)?.clone();
+    let (token, others) = bearer_protocol(request.headers())?.ok_or("no valid certificate or bearer token")?;
+    let caller = tokens.caller(&token).ok_or("invalid bearer token")?.clone();
     request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, others);
-    Some(caller)
+    Ok(caller)
 }
 
 /// `Authorization: Bearer TOKEN`, as kube-apiserver reads it.
@@ -108,27 +111,35 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The token among the subprotocols of a WebSocket request, and the other protocols in one header value. As upstream:
-/// all header lines count, one token only, and never a token alone.
-fn bearer_protocol(headers: &HeaderMap) -> Option<(String, HeaderValue)> {
-    if !headers.get(header::UPGRADE)?.as_bytes().eq_ignore_ascii_case(b"websocket") {
-        return None;
+/// all header lines count, one token only, and never a token alone. `None`: there is no token.
+///
+/// # Errors
+///
+/// In upstream's words.
+fn bearer_protocol(headers: &HeaderMap) -> Result<Option<(String, HeaderValue)>, &'static str> {
+    if !list(headers, header::UPGRADE).any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
+        return Ok(None);
     }
-    let mut tokens = Vec::new();
-    let mut others = Vec::new();
-    for line in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
-        for protocol in line.to_str().ok()?.split(',').map(str::trim) {
-            match protocol.strip_prefix(BEARER_PROTOCOL) {
-                Some(token) => tokens.push(token),
-                None => others.push(protocol),
-            }
-        }
-    }
-    let [token] = tokens[..] else { return None };
+    let (tokens, others): (Vec<&str>, Vec<&str>) =
+        list(headers, header::SEC_WEBSOCKET_PROTOCOL).partition(|protocol| protocol.starts_with(BEARER_PROTOCOL));
+    let token = match tokens[..] {
+        [] => return Ok(None),
+        [token] => token.strip_prefix(BEARER_PROTOCOL).unwrap_or_default(),
+        _ => return Err("multiple base64.bearer.authorization tokens specified"),
+    };
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| "invalid base64.bearer.authorization token encoding")?;
+    let token = String::from_utf8(bytes).map_err(|_| "invalid base64.bearer.authorization token")?;
     if others.is_empty() {
-        return None;
+        return Err("missing additional subprotocol");
     }
-    let token = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-    Some((token, HeaderValue::from_str(&others.join(",")).ok()?))
+    let others = HeaderValue::from_str(&others.join(",")).map_err(|_| "invalid subprotocols")?;
+    Ok(Some((token, others)))
+}
+
+/// The elements of a header that is a list, whether its lines are repeated or joined.
+fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|element| !element.is_empty())
 }
 
 /// Common name and organizations are user and groups, as everywhere in Kubernetes.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
-//! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
+//! | `server` | accept, TLS, HTTP/1.1 and HTTP/2, and a stop that loses nothing |
 //! | `authn`, `authz` | who is it; what do they ask for, and may they |
 //! | `policy`, `rbac` | roles and bindings from manifests; what they allow |
 //! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
@@ -14,7 +14,7 @@
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
-#![allow(dead_code, reason = "apiserver.rs and kubelet.rs share this folder, and neither uses all of it")]
+#![allow(dead_code, reason = "the examples share this folder, and none uses all of it")]
 #![allow(unreachable_pub, reason = "shorter to read than pub(crate), and an example exports nothing anyway")]
 
 pub mod api;

@@ -1,6 +1,6 @@
-//! Accepts connections, speaks TLS and HTTP/1.1 on them, and stops without losing a session.
+//! Accepts connections, speaks TLS, HTTP/1.1 and HTTP/2 on them, and stops without losing a session.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::Request;
@@ -35,6 +35,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(32);
 /// Bytes of a request head, as Go's servers allow.
 const HEAD_BYTES: usize = 1 << 20;
+/// An HTTP/2 peer is pinged after so much silence, and has so long to answer.
+const PING: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(15);
 /// When the process is asked to stop: time for sessions to end by themselves, and then to tell their clients why they
 /// have to. It exits within 30 s.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -143,7 +146,10 @@ async fn serve_http(
     router: Router,
     watcher: Watcher,
 ) -> Result<(), Error> {
+    let asked = CancellationToken::new();
+    let first = asked.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        first.cancel();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ClientAddr(peer.ip()));
         if let Some(certificate) = &certificate {
@@ -151,12 +157,23 @@ async fn serve_http(
         }
         router.clone().oneshot(request)
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
+    // Extended CONNECT (RFC 8441) stays off: browsers would send their WebSockets that way instead of over HTTP/1.1.
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES as u32);
+    http2.keep_alive_interval(PING).keep_alive_timeout(PONG);
     // `_with_upgrades`: without it hyper still sends the 101, and the session never gets its bytes.
     // `auto`: plain http1's upgradeable connection cannot be watched.
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service).into_owned();
-    watcher.watch(connection).await
+    let mut served = pin!(watcher.watch(connection));
+    // Until a peer has shown which HTTP it speaks, nobody but us looks at the clock.
+    tokio::select! {
+        served = &mut served => return served,
+        () = asked.cancelled() => {}
+        () = sleep(HEAD) => return Err(format!("no request within {HEAD:?}").into()),
+    }
+    served.await
 }
 
 /// Fires at the first SIGTERM or Ctrl-C. The second one ends the process at once.

@@ -16,7 +16,7 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// A server that speaks HTTP/1.1 and asks its clients for a certificate of `client_ca`, but takes those without one:
+/// A server that speaks HTTP/2 and HTTP/1.1, and asks its clients for a certificate of `client_ca`, but takes those without one:
 /// they may have a token. A certificate of somebody else's fails the handshake.
 pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig, Error> {
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
@@ -29,8 +29,8 @@ pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig,
         .with_client_cert_verifier(clients)
         .with_single_cert(chain(&own.cert)?, key(&own.key)?)
         .context(own.cert.display())?;
-    // An upgrade is HTTP/1.1's; kubectl offers h2 first and takes what it gets.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // An upgrade is HTTP/1.1's, so clients that dial for one offer nothing else.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -176,6 +176,14 @@ impl<F, R> ResponseFuture<F, R> {
     pub(super) fn forwarded(inner: F) -> Self {
         Self(State::Asked { inner, joined: None })
     }
+
+    /// The stack lacks a layer above this one.
+    pub(super) fn misbuilt((dialect, refusal): (Dialect, Refusal)) -> Self
+    where
+        R: From<Bytes>,
+    {
+        Self(State::Refused(Some(refusal.into_response(dialect))))
+    }
 }
 
 impl<F, R, E> Future for ResponseFuture<F, R>

@@ -1,6 +1,29 @@
 //! Lets everybody in.
 //!
 //! For tests, and for a stack whose every request was authorized before it came here.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower_kube_streaming::{
+//!     layers::{UpgradeDetectLayer, danger::PermitAllLayer},
+//!     upgrade::{Dialect, Permit, Sessions},
+//! };
+//! # type Body = Full<bytes::Bytes>;
+//!
+//! # tokio_test::block_on(async {
+//! let mut service = ServiceBuilder::new()
+//!     .layer(UpgradeDetectLayer::new(Dialect::Kubelet, Sessions::new()))
+//!     .layer(PermitAllLayer)
+//!     .service(service_fn(|request: Request<()>| async move {
+//!         let permit = request.extensions().get::<Permit>().expect("everybody is let in");
+//!         Ok::<_, std::convert::Infallible>(Response::new(Body::from(permit.pod.clone())))
+//!     }));
+//! let attach = Request::post("/attach/default/demo/app?output=1").body(())?;
+//! assert_eq!(service.ready().await?.call(attach).await?.status(), 200);
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
 
 use std::task::{Context, Poll};
 

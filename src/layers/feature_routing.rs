@@ -59,7 +59,7 @@ use tracing::Span;
 
 use crate::{
     gates::{FeatureGates, Gate},
-    upgrade::{Dialect, Permit, Refusal, Target},
+    upgrade::{Dialect, Refusal, Target, permit},
 };
 
 /// Where a stream goes next. Closures implement it.
@@ -222,10 +222,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(Permit(target)) = request.extensions().get::<Permit>() else {
-            return ResponseFuture { state: State::Forwarded(self.inner.call(request)) };
+        let target = match permit(request.extensions(), "FeatureRouting") {
+            Ok(Some(target)) => Arc::clone(target),
+            Ok(None) => return ResponseFuture { state: State::Forwarded(self.inner.call(request)) },
+            Err(misbuilt) => return ResponseFuture { state: State::Misbuilt(Some(misbuilt)) },
         };
-        let target = Arc::clone(target);
         let hop = self.resolver.resolve(Arc::clone(&target));
         // `poll_ready` reserved `self.inner`; a fresh clone is not ready. Move the ready one.
         let clone = self.inner.clone();
@@ -257,6 +258,8 @@ enum State<S, H, F, Q> {
         request: Option<Q>,
     },
     Forwarded(#[pin] F),
+    /// The stack lacks a layer above this one.
+    Misbuilt(Option<(Dialect, Refusal)>),
 }
 
 impl<S, H, B, R> Future for ResponseFuture<S, H, Request<B>>
@@ -287,6 +290,10 @@ where
                     self.as_mut().project().state.set(State::Forwarded(inner));
                 }
                 StateProj::Forwarded(inner) => return inner.poll(cx),
+                StateProj::Misbuilt(misbuilt) => {
+                    let (dialect, refusal) = misbuilt.take().expect("polled after it was ready");
+                    return Poll::Ready(Ok(refusal.into_response(dialect)));
+                }
             }
         }
     }

@@ -53,7 +53,7 @@ use http::{Extensions, Request, Response};
 use tower::{Layer, Service};
 
 pub use super::future::ResponseFuture;
-use crate::upgrade::{Caller, Dialect, Refusal, Session, StreamRequest, permitted};
+use crate::upgrade::{Caller, Dialect, Refusal, Session, permit};
 
 #[cfg(test)]
 mod tests;
@@ -149,26 +149,25 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.layer.admit(request.extensions()) {
             Ok(()) => ResponseFuture::forwarded(self.inner.call(request)),
-            Err((refusal, dialect)) => ResponseFuture::refused(refusal.into_response(dialect)),
+            Err((dialect, refusal)) => ResponseFuture::refused(refusal.into_response(dialect)),
         }
     }
 }
 
 impl QuotaLayer {
     /// Gives the request's session a place, if it is one of a stream.
-    fn admit(&self, request: &Extensions) -> Result<(), (Refusal, Dialect)> {
-        let Some(asked) = request.get::<StreamRequest>() else { return Ok(()) };
-        let dialect = asked.target().dialect;
+    fn admit(&self, request: &Extensions) -> Result<(), (Dialect, Refusal)> {
         // Above the layer that authorizes it would count nothing, as nothing is permitted there; so it must not let pass.
-        permitted(request).map_err(|refusal| (refusal, dialect))?;
+        let Some(target) = permit(request, "Quota")? else { return Ok(()) };
+        let dialect = target.dialect;
         // Below a layer that took the client's side, what is left of the session may end before the stream does.
         let Some(session) = request.get::<Session>().filter(|session| session.is_announced()) else {
             tracing::error!("a stream came to its quota without a session: the quota stands below a layer that adapts");
-            return Err((Refusal::internal("the quota of sessions cannot count this one"), dialect));
+            return Err((dialect, Refusal::internal("the quota of sessions cannot count this one")));
         };
         let anonymous = Caller::anonymous();
         let user = &request.get::<Caller>().unwrap_or(&anonymous).name;
-        let place = self.take_place(user).map_err(|refusal| (refusal, dialect))?;
+        let place = self.take_place(user).map_err(|refusal| (dialect, refusal))?;
         session.hold(place);
         Ok(())
     }

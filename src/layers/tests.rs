@@ -10,7 +10,8 @@ use tower_test::mock;
 use super::{FeatureRoutingLayer, Hop, TranslateLayer, TunnelLayer, UpgradeDetectLayer};
 use crate::gates::{FeatureGates, Gate};
 use crate::upgrade::{
-    Dialect, Permit, Refusal, Session, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept, take,
+    Dialect, NoStream, Permit, Refusal, Session, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept,
+    take,
 };
 
 type Body = Full<Bytes>;
@@ -100,6 +101,70 @@ async fn other_methods_are_refused_in_the_dialect_of_the_hop() {
     }
 }
 
+/// What detection answers by itself; `None`: the inner service was asked.
+async fn detected(layer: UpgradeDetectLayer, request: Request<()>) -> Option<(u16, String)> {
+    let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request));
+    if inner.poll_request().is_ready() {
+        return None;
+    }
+    let response = assert_ready_ok!(response.poll());
+    Some((response.status().as_u16(), text(response).await))
+}
+
+#[tokio::test]
+async fn a_stream_over_http_2_is_told_that_it_needs_http_1_1() {
+    let layer = || UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new());
+    let ask = |method: Method, uri: &str, version: Version| {
+        Request::builder().method(method).uri(uri).version(version).body(()).unwrap()
+    };
+    for (method, version, said) in [
+        (Method::GET, Version::HTTP_2, "HTTP/2.0"),
+        (Method::POST, Version::HTTP_2, "HTTP/2.0"),
+        (Method::CONNECT, Version::HTTP_2, "HTTP/2.0"),
+        (Method::CONNECT, Version::HTTP_3, "HTTP/3.0"),
+    ] {
+        let (code, body) = detected(layer(), ask(method, EXEC, version)).await.unwrap();
+        assert_eq!(code, 400);
+        let status = format!(
+            r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"Upgrade request required: a stream needs HTTP/1.1, and this request came over {said}","reason":"BadRequest","code":400}}"#
+        );
+        assert_eq!(body.trim_end(), status);
+    }
+    assert_eq!(detected(layer(), ask(Method::PUT, EXEC, Version::HTTP_2)).await.unwrap().0, 405);
+    for (uri, version) in [("/api/v1/namespaces", Version::HTTP_2), (EXEC, Version::HTTP_11), (EXEC, Version::HTTP_10)]
+    {
+        assert_eq!(detected(layer(), ask(Method::GET, uri, version)).await, None, "{uri} {version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_opens_no_stream_with_a_cookie_whatever_the_protocol() {
+    let page = |origin: &str, method: Method, upgrade: &str| {
+        let request = Request::builder().method(method).uri(EXEC).header(header::HOST, "api.example:6443");
+        let request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, upgrade);
+        request.header(header::COOKIE, "session=1").header(header::ORIGIN, origin).body(()).unwrap()
+    };
+    let layer = |dialect| UpgradeDetectLayer::new(dialect, Sessions::new());
+    let strict = || layer(Dialect::ApiServer);
+    for (method, upgrade) in [(Method::GET, "websocket"), (Method::POST, "SPDY/3.1"), (Method::GET, "SPDY/3.1")] {
+        let refused = detected(strict(), page("https://evil.example", method.clone(), upgrade)).await.unwrap();
+        assert_eq!(refused.0, 403);
+        assert!(
+            refused.1.contains(r#""reason":"Forbidden","details":{"name":"demo","kind":"pods"},"code":403"#),
+            "{refused:?}"
+        );
+        assert_eq!(detected(strict(), page("https://api.example:6443", method.clone(), upgrade)).await, None);
+        let allowing = strict().allow_origins(["https://console.example", "https://evil.example"]);
+        assert_eq!(detected(allowing, page("https://evil.example", method, upgrade)).await, None);
+    }
+    let mut kubelet = page("https://evil.example", Method::GET, "websocket");
+    *kubelet.uri_mut() = "/exec/default/demo/c1?output=1".parse().unwrap();
+    let (code, body) = detected(layer(Dialect::Kubelet), kubelet).await.unwrap();
+    assert_eq!((code, body.starts_with("pods \"demo\" is forbidden: ")), (403, true), "{body}");
+}
+
 #[tokio::test]
 async fn refusals_read_as_kubernetes_has_them() {
     let head = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#;
@@ -138,14 +203,16 @@ async fn refusals_read_as_kubernetes_has_them() {
 // FeatureRouting.
 
 #[tokio::test]
-async fn a_request_without_a_permit_is_not_routed() {
+async fn what_is_no_stream_is_not_routed() {
     let layer = FeatureRoutingLayer::new(|_: Arc<Target>| async { Err::<Hop, _>(Refusal::internal("asked")) });
     let (mut service, mut inner) = mock::spawn_layer::<Request<()>, Response<Body>, _>(layer);
     assert_ready_ok!(service.poll_ready());
-    let _response = task::spawn(service.call(Request::get(EXEC).body(()).unwrap()));
+    let mut request = Request::get("/healthz").body(()).unwrap();
+    request.extensions_mut().insert(NoStream(Dialect::ApiServer));
+    let _response = task::spawn(service.call(request));
     let (seen, _) = inner.next_request().await.unwrap();
-    assert!(seen.extensions().is_empty());
-    assert_eq!(seen.uri(), EXEC);
+    assert!(seen.extensions().get::<Hop>().is_none());
+    assert_eq!(seen.uri(), "/healthz");
 }
 
 #[tokio::test]
@@ -180,7 +247,13 @@ async fn what_is_not_adapted_goes_on_unchanged() {
     let cases = [
         ("v4 only", websocket("v4.channel.k8s.io")),
         ("wrong case", websocket("v5.CHANNEL.k8s.io")),
-        ("no permit", change(|request| drop(request.extensions_mut().remove::<Permit>()))),
+        (
+            "no stream",
+            change(|request| {
+                request.extensions_mut().remove::<Permit>();
+                request.extensions_mut().insert(NoStream(Dialect::ApiServer));
+            }),
+        ),
         (
             "port-forward",
             change(|request| {
@@ -338,7 +411,13 @@ async fn what_is_not_to_be_tunnelled_goes_on_unchanged() {
         ("wrong case", port_forward("spdy/3.1+portforward.k8s.io")),
         ("legacy", port_forward("v4.channel.k8s.io")),
         ("exec", websocket(TUNNEL)),
-        ("no permit", change(|request| drop(request.extensions_mut().remove::<Permit>()))),
+        (
+            "no stream",
+            change(|request| {
+                request.extensions_mut().remove::<Permit>();
+                request.extensions_mut().insert(NoStream(Dialect::ApiServer));
+            }),
+        ),
         ("no upgrade", change(|request| drop(request.headers_mut().remove(header::CONNECTION)))),
         ("no offer", change(|request| drop(request.headers_mut().remove(header::SEC_WEBSOCKET_PROTOCOL)))),
         ("spdy", change(|request| drop(request.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().unwrap())))),

@@ -6,21 +6,47 @@
 //! is dialled here. KEP-4006, "Proposal: API Server `StreamTranslatorProxy`".
 //!
 //! ```
+//! use http::{Extensions, Request, Response, header};
 //! use http_body_util::Full;
-//! use tower::ServiceBuilder;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 //! use tower_kube_streaming::{
 //!     layers::{TranslateLayer, UpgradeDetectLayer, danger::PermitAllLayer},
-//!     services::{TcpConnect, UpgradeProxy},
-//!     upgrade::{Dialect, Sessions},
+//!     upgrade::{Dialect, Sessions, accept},
 //! };
+//! # type Body = Full<bytes::Bytes>;
 //!
-//! // The route to the next hop, which names it, goes between the permit and the translation.
-//! let stack = ServiceBuilder::new()
+//! # tokio_test::block_on(async {
+//! let mut service = ServiceBuilder::new()
 //!     .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
 //!     .layer(PermitAllLayer)
 //!     .layer(TranslateLayer::new())
-//!     .service(UpgradeProxy::new(TcpConnect));
-//! # let _ = stack;
+//!     // In an API server an `UpgradeProxy`, and between it and the permit the route to the next hop.
+//!     .service(service_fn(|mut request: Request<()>| async move {
+//!         assert_eq!((request.method().as_str(), &request.headers()[header::UPGRADE]), ("POST", &"SPDY/3.1".parse()?));
+//!         let mut answer = Response::builder()
+//!             .status(101)
+//!             .header(header::CONNECTION, "Upgrade")
+//!             .header(header::UPGRADE, "SPDY/3.1")
+//!             .header("X-Stream-Protocol-Version", "v4.channel.k8s.io")
+//!             .body(Body::default())?;
+//!         // The leaf's side rides in the `101`, as one end of a pipe. Nobody serves its other end here.
+//!         drop(accept(request.extensions_mut(), answer.extensions_mut()));
+//!         Ok::<_, Box<dyn std::error::Error>>(answer)
+//!     }));
+//! let mut request = Request::get("/api/v1/namespaces/default/pods/demo/exec?command=date&stdout=true")
+//!     .header(header::CONNECTION, "Upgrade")
+//!     .header(header::UPGRADE, "websocket")
+//!     .header(header::SEC_WEBSOCKET_VERSION, "13")
+//!     .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+//!     .header(header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io")
+//!     .body(())?;
+//! // The client's side, which a server has put into the request.
+//! let _client = accept(&mut Extensions::new(), request.extensions_mut());
+//! let answer = service.ready().await?.call(request).await?;
+//! assert_eq!(answer.status(), 101);
+//! assert_eq!(answer.headers()[header::UPGRADE], "websocket");
+//! assert_eq!(answer.headers()[header::SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io");
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
 use std::task::{Context, Poll};
@@ -35,7 +61,7 @@ use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
     gates::{FeatureGates, Gate},
     remote_command::{Version, relay},
-    upgrade::{Cause, SessionLimits, Subresource, take, upgrade_names},
+    upgrade::{Cause, SessionLimits, Subresource, permit, take, upgrade_names},
     websocket::handshake,
 };
 
@@ -103,6 +129,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if let Err(misbuilt) = permit(request.extensions(), "Translate") {
+            return ResponseFuture::misbuilt(misbuilt);
+        }
         let wanted = self
             .settings
             .candidate(&request, &[Subresource::Exec, Subresource::Attach], Gate::TranslateStreamCloseWebsocketRequests)

@@ -7,20 +7,47 @@
 //! `PortForward` Subprotocol - Tunneling SPDY over WebSockets".
 //!
 //! ```
-//! use tower::ServiceBuilder;
+//! use http::{Extensions, Request, Response, header};
+//! use http_body_util::Full;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 //! use tower_kube_streaming::{
 //!     layers::{TunnelLayer, UpgradeDetectLayer, danger::PermitAllLayer},
-//!     services::{TcpConnect, UpgradeProxy},
-//!     upgrade::{Dialect, Sessions},
+//!     upgrade::{Dialect, Sessions, accept},
 //! };
+//! # type Body = Full<bytes::Bytes>;
 //!
-//! // The route to the next hop, which names it, goes between the permit and the tunnel.
-//! let stack = ServiceBuilder::new()
+//! # tokio_test::block_on(async {
+//! let mut service = ServiceBuilder::new()
 //!     .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
 //!     .layer(PermitAllLayer)
 //!     .layer(TunnelLayer::new())
-//!     .service(UpgradeProxy::new(TcpConnect));
-//! # let _ = stack;
+//!     // In an API server an `UpgradeProxy`, and between it and the permit the route to the next hop.
+//!     .service(service_fn(|mut request: Request<()>| async move {
+//!         assert_eq!((request.method().as_str(), &request.headers()[header::UPGRADE]), ("POST", &"SPDY/3.1".parse()?));
+//!         let mut answer = Response::builder()
+//!             .status(101)
+//!             .header(header::CONNECTION, "Upgrade")
+//!             .header(header::UPGRADE, "SPDY/3.1")
+//!             .header("X-Stream-Protocol-Version", "portforward.k8s.io")
+//!             .body(Body::default())?;
+//!         // The leaf's side rides in the `101`, as one end of a pipe. Nobody serves its other end here.
+//!         drop(accept(request.extensions_mut(), answer.extensions_mut()));
+//!         Ok::<_, Box<dyn std::error::Error>>(answer)
+//!     }));
+//! let mut request = Request::get("/api/v1/namespaces/default/pods/demo/portforward")
+//!     .header(header::CONNECTION, "Upgrade")
+//!     .header(header::UPGRADE, "websocket")
+//!     .header(header::SEC_WEBSOCKET_VERSION, "13")
+//!     .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+//!     .header(header::SEC_WEBSOCKET_PROTOCOL, "SPDY/3.1+portforward.k8s.io")
+//!     .body(())?;
+//! // The client's side, which a server has put into the request.
+//! let _client = accept(&mut Extensions::new(), request.extensions_mut());
+//! let answer = service.ready().await?.call(request).await?;
+//! assert_eq!(answer.status(), 101);
+//! assert_eq!(answer.headers()[header::UPGRADE], "websocket");
+//! assert_eq!(answer.headers()[header::SEC_WEBSOCKET_PROTOCOL], "SPDY/3.1+portforward.k8s.io");
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
 use std::task::{Context, Poll};
@@ -35,7 +62,7 @@ use super::adapt::{self, Client, Settings, X_STREAM_PROTOCOL_VERSION};
 use crate::{
     gates::{FeatureGates, Gate},
     port_forward::tunnel,
-    upgrade::{Cause, End, Leg, Refusal, Report, SessionLimits, Subresource, list, take, upgrade_names},
+    upgrade::{Cause, End, Leg, Refusal, Report, SessionLimits, Subresource, list, permit, take, upgrade_names},
 };
 
 /// Layer that applies [`Tunnel`]. See the [module docs](self).
@@ -102,6 +129,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if let Err(misbuilt) = permit(request.extensions(), "Tunnel") {
+            return ResponseFuture::misbuilt(misbuilt);
+        }
         let wanted = self.settings.candidate(&request, &[Subresource::PortForward], Gate::PortForwardWebsockets);
         let offers: Vec<HeaderValue> =
             tunnel::offers(request.headers()).filter_map(|offer| HeaderValue::from_str(offer).ok()).collect();

@@ -7,6 +7,15 @@
 //! All that is logged of such a request, here and in the layers below, comes in the session's span
 //! `stream{subresource trace.id pod.namespace pod.name container}`; `trace.id` is that of a valid W3C `traceparent`.
 //!
+//! It refuses what can become no stream whoever asks:
+//!
+//! - 405 for methods other than GET and POST, and 400 for options that make no sense, in upstream's words;
+//! - 400 for HTTP/2 and later, extended CONNECT (RFC 8441) among them: an upgrade needs HTTP/1.1. The server above had
+//!   better not announce extended CONNECT, or browsers send their WebSockets that way;
+//! - 403 for a request with a cookie from a web page of another origin. A browser sends its cookies along with every
+//!   page's WebSocket handshake (RFC 6455, 10.2), so where a cookie authenticates, any page could run commands.
+//!   [`UpgradeDetectLayer::allow_origins`] names pages that may.
+//!
 //! ```
 //! use http::{Request, Response};
 //! use http_body_util::Full;
@@ -38,25 +47,36 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, Version};
 use tower::{Layer, Service};
 
 pub use super::future::ResponseFuture;
-use super::{feature_routing::Hop, metrics::Recorder};
-use crate::upgrade::{Caller, Dialect, Permit, Session, Sessions, StreamRequest, Target, trace_id};
+use super::{feature_routing::Hop, metrics::Recorder, origin};
+use crate::upgrade::{Caller, Dialect, NoStream, Permit, Refusal, Session, Sessions, StreamRequest, Target, trace_id};
 
 /// Layer that applies [`UpgradeDetect`]. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct UpgradeDetectLayer {
     dialect: Dialect,
     sessions: Sessions,
+    allowed_origins: Arc<[String]>,
 }
 
 impl UpgradeDetectLayer {
     /// Reads URLs of `dialect`; the sessions that come of them are counted and drained by `sessions`.
     #[must_use]
     pub fn new(dialect: Dialect, sessions: Sessions) -> Self {
-        Self { dialect, sessions }
+        Self { dialect, sessions, allowed_origins: Arc::default() }
+    }
+
+    /// Lets pages of these origins open streams with a cookie, besides those of the request's own `Host`.
+    ///
+    /// An origin is written as browsers send it: scheme, host, and a port where it is not the scheme's own; no path, not
+    /// even a slash (`https://console.example`).
+    #[must_use]
+    pub fn allow_origins(mut self, origins: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.allowed_origins = origins.into_iter().map(Into::into).collect();
+        self
     }
 }
 
@@ -89,16 +109,24 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let UpgradeDetectLayer { dialect, sessions } = &self.layer;
+        let UpgradeDetectLayer { dialect, sessions, allowed_origins } = &self.layer;
         let extensions = request.extensions_mut();
         extensions.remove::<Permit>();
         extensions.remove::<StreamRequest>();
+        extensions.remove::<NoStream>();
         extensions.remove::<Hop>();
         extensions.remove::<Recorder>();
-        let target = match Target::parse(*dialect, request.method(), request.uri()) {
-            None => return ResponseFuture::forwarded(self.inner.call(request)),
-            Some(Err(refusal)) => return ResponseFuture::refused(refusal.into_response(*dialect)),
-            Some(Ok(target)) => Arc::new(target),
+        let Some(parsed) = Target::parse(*dialect, request.method(), request.uri()) else {
+            request.extensions_mut().insert(NoStream(*dialect));
+            return ResponseFuture::forwarded(self.inner.call(request));
+        };
+        let checked = check_version(&request).and(parsed).and_then(|target| {
+            check_origin(&request, &target, allowed_origins)?;
+            Ok(target)
+        });
+        let target = match checked {
+            Ok(target) => Arc::new(target),
+            Err(refusal) => return ResponseFuture::refused(refusal.into_response(*dialect)),
         };
         let (mut parts, body) = request.into_parts();
         let trace_id = trace_id(&parts.headers);
@@ -116,4 +144,24 @@ where
         let inner = span.in_scope(|| self.inner.call(request));
         ResponseFuture::forwarded_in(span, inner)
     }
+}
+
+/// Upstream answers nothing but "Upgrade request required", whatever the version.
+fn check_version<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let (version, method) = (request.version(), request.method());
+    let opens = *method == Method::GET || *method == Method::POST || *method == Method::CONNECT;
+    if opens && version > Version::HTTP_11 {
+        let why = format!("Upgrade request required: a stream needs HTTP/1.1, and this request came over {version:?}");
+        return Err(Refusal::bad_request(why));
+    }
+    Ok(())
+}
+
+fn check_origin<B>(request: &Request<B>, target: &Target, allowed: &[String]) -> Result<(), Refusal> {
+    if origin::is_cross_site(allowed, request.uri(), request.headers()) {
+        let why = "a web page of another origin may not open a stream with a cookie";
+        tracing::info!(pod.namespace = ?target.namespace, pod.name = ?target.pod, why, "stream refused");
+        return Err(Refusal::forbidden("pods", &target.pod, why));
+    }
+    Ok(())
 }

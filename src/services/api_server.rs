@@ -17,7 +17,7 @@ use crate::{
 /// The streaming stack of an API server over a leaf that carries streams on.
 ///
 /// `UpgradeDetect`, the authorizing layer, `FeatureRouting`, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the
-/// leaf unchanged, without a permit, and is refused there: route it elsewhere.
+/// leaf unchanged, without a permit, and gets 404 there: route it elsewhere.
 #[derive(Clone, Debug)]
 pub struct ApiServer<S> {
     stack: S,
@@ -43,12 +43,13 @@ impl ApiServer<()> {
 }
 
 /// Builds an [`ApiServer`]. By default its gates are those of Kubernetes 1.36.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ApiServerBuilder {
     gates: FeatureGates,
     limits: SessionLimits,
     assume_websocket_support: bool,
+    allowed_origins: Vec<String>,
 }
 
 impl ApiServerBuilder {
@@ -71,6 +72,12 @@ impl ApiServerBuilder {
         self
     }
 
+    /// See [`UpgradeDetectLayer::allow_origins`].
+    pub fn allow_origins(mut self, origins: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.allowed_origins = origins.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Builds the stack; see [`ApiServer::new`].
     pub fn build<A, V, L>(
         self,
@@ -83,10 +90,10 @@ impl ApiServerBuilder {
         A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
-        let Self { gates, limits, assume_websocket_support } = self;
+        let Self { gates, limits, assume_websocket_support, allowed_origins } = self;
         let routing = FeatureRoutingLayer::new(resolve).gates(gates);
         let stack = ServiceBuilder::new()
-            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, sessions))
+            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, sessions).allow_origins(allowed_origins))
             .layer(authorize)
             .layer(if assume_websocket_support { routing.assume_websocket_support() } else { routing })
             .layer(TranslateLayer::new().limits(limits).gates(gates))

@@ -6,16 +6,17 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower::Service;
 
-use super::upgrade_proxy::upgrade_required;
+use super::upgrade_proxy::{strip_credentials, upgrade_required};
 use crate::{
     layers::{Hop, upgrade_detect::ResponseFuture},
-    upgrade::{Permit, can_switch},
+    upgrade::{Refusal, can_switch, permitted},
 };
 
-/// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's.
+/// Hands a stream to a stack in this process, as if it had been dialled: the [`Hop`]'s URL becomes the request's, and
+/// the caller's credentials stay here, as with [`UpgradeProxy`](super::UpgradeProxy).
 ///
 /// The upgrade needs no socket: the inner stack uses the client's side if the request still has it, else returns its
-/// own as one end of a pipe.
+/// own as one end of a pipe. Nothing but permitted streams goes there.
 #[derive(Clone, Debug)]
 pub struct InProcess<S> {
     inner: S,
@@ -43,15 +44,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        if let Some(Permit(target)) = parts.extensions.get()
-            && !can_switch(&parts)
-        {
-            let dialect = target.dialect;
+        // What is no stream to the stack above may be one to the stack below, and nobody has authorized it.
+        let dialect = match permitted(&parts.extensions, "InProcess") {
+            Ok(target) => target.dialect,
+            Err((dialect, refusal)) => return ResponseFuture::refused(refusal.into_response(dialect)),
+        };
+        if !can_switch(&parts) {
             return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
         }
-        if let Some(hop) = parts.extensions.remove::<Hop>() {
-            parts.uri = hop.uri;
-        }
+        let Some(hop) = parts.extensions.remove::<Hop>() else {
+            let refusal = Refusal::missing_layer("FeatureRoutingLayer", "InProcess");
+            return ResponseFuture::refused(refusal.into_response(dialect));
+        };
+        parts.uri = hop.uri;
+        strip_credentials(&mut parts.headers);
         ResponseFuture::forwarded(self.inner.call(Request::from_parts(parts, body)))
     }
 }

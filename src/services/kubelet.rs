@@ -14,7 +14,7 @@ use crate::{
 /// The streaming stack of a kubelet over a leaf that runs streams here.
 ///
 /// `UpgradeDetect`, the authorizing layer, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the leaf
-/// unchanged, without a permit, and is refused there: route it elsewhere.
+/// unchanged, without a permit, and gets 404 there: route it elsewhere.
 #[derive(Clone, Debug)]
 pub struct Kubelet<S> {
     stack: S,

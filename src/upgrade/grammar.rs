@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{Method, StatusCode, Uri};
+use http::{Method, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{Dialect, Refusal, StreamOptions, Subresource, Target};
@@ -28,11 +28,7 @@ impl Target {
             Dialect::Kubelet => kubelet_path(&segments)?,
         };
         if method != Method::GET && method != Method::POST {
-            return Some(Err(Refusal::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "MethodNotAllowed",
-                "the server does not allow this method on the requested resource",
-            )));
+            return Some(Err(Refusal::method_not_allowed()));
         }
         let query = Query::new(uri);
         let options = match dialect {

@@ -34,7 +34,7 @@ pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_nam
 pub(crate) use io::mark_taken;
 pub use io::{Io, Pending, accept, take};
 pub use limits::SessionLimits;
-pub(crate) use permit::permitted;
+pub(crate) use permit::{NoStream, detected, permit, permitted};
 pub use permit::{Permit, StreamRequest};
 pub use refusal::{DialFailed, Refusal};
 pub use report::{End, Report, Traffic};

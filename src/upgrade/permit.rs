@@ -2,9 +2,9 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use http::{Extensions, StatusCode};
+use http::Extensions;
 
-use super::{Refusal, Target};
+use super::{Dialect, Refusal, Target};
 
 /// What a request asks for, as `UpgradeDetect` read it. Asked, not allowed: leaves look at [`Permit`] alone.
 #[derive(Clone, Debug)]
@@ -33,14 +33,52 @@ impl Deref for Permit {
     }
 }
 
-/// The permitted target, or the refusal of a stack in which nobody authorizes.
-pub(crate) fn permitted(extensions: &Extensions) -> Result<Arc<Target>, Refusal> {
-    extensions.get::<Permit>().map(|permit| Arc::clone(&permit.0)).ok_or_else(|| {
-        tracing::error!("a stream reached its leaf without a permit: the stack has no authorizing layer");
-        Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalError",
-            "Internal error occurred: no authorizer available",
-        )
+/// `UpgradeDetect` has read the URL, and it is no streaming URL of that dialect.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoStream(pub(crate) Dialect);
+
+/// For a layer below the authorizing one: the permitted target, or `None` for a request that is no stream.
+///
+/// # Errors
+///
+/// The refusal of a stack that lacks a layer above `part`.
+pub(crate) fn permit<'a>(
+    extensions: &'a Extensions,
+    part: &str,
+) -> Result<Option<&'a Arc<Target>>, (Dialect, Refusal)> {
+    if let Some(Permit(target)) = extensions.get() {
+        return Ok(Some(target));
+    }
+    match detected(extensions, part)? {
+        None => Ok(None),
+        Some(target) => Err((target.dialect, Refusal::missing_layer("SyntheticAuthzLayer", part))),
+    }
+}
+
+/// For a layer below `UpgradeDetect`: what is asked for, or `None` for a request that is no stream.
+///
+/// # Errors
+///
+/// The refusal of a stack that lacks `UpgradeDetect` above `part`.
+pub(crate) fn detected<'a>(
+    extensions: &'a Extensions,
+    part: &str,
+) -> Result<Option<&'a Arc<Target>>, (Dialect, Refusal)> {
+    match extensions.get() {
+        Some(StreamRequest(target)) => Ok(Some(target)),
+        None if extensions.get::<NoStream>().is_some() => Ok(None),
+        None => Err((Dialect::ApiServer, Refusal::missing_layer("UpgradeDetectLayer", part))),
+    }
+}
+
+/// For a leaf: the permitted target.
+///
+/// # Errors
+///
+/// As for [`permit`], and 404 for a request that is no stream.
+pub(crate) fn permitted(extensions: &Extensions, leaf: &str) -> Result<Arc<Target>, (Dialect, Refusal)> {
+    permit(extensions, leaf)?.cloned().ok_or_else(|| {
+        let dialect = extensions.get().map_or(Dialect::ApiServer, |NoStream(dialect)| *dialect);
+        (dialect, Refusal::no_such_resource())
     })
 }

@@ -51,6 +51,27 @@ impl Refusal {
         Self { retry_after: seconds, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message) }
     }
 
+    /// 405 `MethodNotAllowed`.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message).about("", "")
+    }
+
+    /// 404 of a URL that nothing is served at.
+    pub(crate) fn no_such_resource() -> Self {
+        let message = "the server could not find the requested resource";
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message).about("", "")
+    }
+
+    /// 500 of a stack that is not whole, which is logged as the error of ours that it is.
+    pub(crate) fn missing_layer(layer: &str, above: &str) -> Self {
+        let why = format!("the stack is wrong: {layer} is missing above {above}");
+        tracing::error!("{why}");
+        let code = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(code, "InternalError", format!("Internal error occurred: {why}"))
+    }
+
     /// 500 without a reason, as Go words an error that is not an API error.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)

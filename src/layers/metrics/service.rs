@@ -8,12 +8,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use super::{Answer, Record, counted::Waiting, record::Recorder};
-use crate::upgrade::DialFailed;
+use super::{super::future, Answer, Record, counted::Waiting, record::Recorder};
+use crate::upgrade::{DialFailed, detected};
 
 /// Layer that applies [`Metrics`]. See the [module docs](super).
 #[derive(Clone)]
@@ -46,21 +47,26 @@ pub struct Metrics<S> {
 impl<S, B, R> Service<Request<B>> for Metrics<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: From<Bytes>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
+    type Future = ResponseFuture<future::ResponseFuture<S::Future, R>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if let Err((dialect, refusal)) = detected(request.extensions(), "Metrics") {
+            let misbuilt = future::ResponseFuture::refused(refusal.into_response(dialect));
+            return ResponseFuture { inner: misbuilt, waiting: None };
+        }
         let waiting = Waiting::of(&self.record, &request);
         if waiting.is_some() {
             request.extensions_mut().insert(Recorder(Arc::clone(&self.record)));
         }
-        ResponseFuture { inner: self.inner.call(request), waiting }
+        ResponseFuture { inner: future::ResponseFuture::forwarded(self.inner.call(request)), waiting }
     }
 }
 

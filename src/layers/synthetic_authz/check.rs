@@ -63,13 +63,7 @@ impl Check {
         request: &mut Request<B>,
         target: Arc<Target>,
     ) -> Result<(Self, Option<Verb>), Refusal> {
-        let natural = Verb::of(request.method()).ok_or_else(|| {
-            Refusal::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "MethodNotAllowed",
-                "the server does not allow this method on the requested resource",
-            )
-        })?;
+        let natural = Verb::of(request.method()).ok_or_else(Refusal::method_not_allowed)?;
         let extensions = request.extensions_mut();
         // Taken out: it is good for one request at one layer.
         let decided = extensions.remove::<Decided>();

@@ -6,6 +6,35 @@
 //! By default it offers what every packaged container runtime offers: over SPDY v1 to v4, over WebSocket `v4`, `v1`
 //! and their base64 forms; port-forward over SPDY and legacy WebSocket. [`offer_v5`](StreamingServer::offer_v5) adds v5,
 //! [`offer_tunnel`](StreamingServer::offer_tunnel) port-forward in a tunnel.
+//!
+//! ```
+//! # #[cfg(feature = "process")] {
+//! use http::{Extensions, Request, header};
+//! use tower::{ServiceBuilder, ServiceExt};
+//! use tower_kube_streaming::{
+//!     layers::{UpgradeDetectLayer, danger::PermitAllLayer},
+//!     runtime::{Main, ProcessRuntime},
+//!     services::StreamingServer,
+//!     upgrade::{Dialect, Sessions, accept},
+//! };
+//!
+//! # tokio_test::block_on(async {
+//! let shell = Main { command: vec!["sh".into()], tty: true, stdin: true };
+//! let service = ServiceBuilder::new()
+//!     .layer(UpgradeDetectLayer::new(Dialect::Kubelet, Sessions::new()))
+//!     .layer(PermitAllLayer)
+//!     .service(StreamingServer::new(ProcessRuntime::new().container("default", "demo", "shell", shell)));
+//! let mut request = Request::post("/exec/default/demo/shell?command=date&output=1")
+//!     .header(header::CONNECTION, "Upgrade")
+//!     .header(header::UPGRADE, "SPDY/3.1")
+//!     .header("X-Stream-Protocol-Version", "v4.channel.k8s.io")
+//!     .body(())?;
+//! // The client's side, which a server has put into the request.
+//! let _client = accept(&mut Extensions::new(), request.extensions_mut());
+//! assert_eq!(service.oneshot(request).await?.status(), 101);
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+//! # }
+//! ```
 
 mod negotiate;
 mod port_forward;
@@ -38,7 +67,7 @@ use crate::{
     },
     runtime::{Runtime, Session},
     upgrade::{
-        Dialect, Leg, Permit, Refusal, SessionLimits, Subresource, Target, accept, can_switch, is_websocket, permitted,
+        Leg, Permit, Refusal, SessionLimits, Subresource, Target, accept, can_switch, is_websocket, permitted,
     },
 };
 
@@ -113,7 +142,8 @@ impl<R: Runtime> StreamingServer<R> {
     }
 
     async fn serve(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
-        let target = permitted(&request.extensions).map_err(|refusal| refused(refusal, Dialect::ApiServer))?;
+        let target = permitted(&request.extensions, "StreamingServer")
+            .map_err(|(dialect, refusal)| refused(refusal, dialect))?;
         let dialect = target.dialect;
         let refuse = |refusal: Refusal| refused(refusal, dialect);
         if !can_switch(&request) {

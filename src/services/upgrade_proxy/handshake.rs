@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
-        UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL,
+        TRANSFER_ENCODING, UPGRADE,
     },
 };
 use http_body_util::{BodyExt, Empty, Full, Limited};
@@ -40,9 +40,10 @@ pub(super) enum Failure {
 }
 
 /// Takes out of `headers` what is the caller's own: nothing of it is for the next hop.
-pub(super) fn strip_credentials(headers: &mut HeaderMap) {
-    headers.remove(AUTHORIZATION);
-    headers.remove(PROXY_AUTHORIZATION);
+pub(in crate::services) fn strip_credentials(headers: &mut HeaderMap) {
+    for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
+        headers.remove(credential);
+    }
     let impersonation: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
     for name in impersonation {

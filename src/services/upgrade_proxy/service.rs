@@ -89,12 +89,11 @@ impl<C: Connect> UpgradeProxy<C> {
     }
 
     async fn carry(self, mut request: request::Parts) -> Result<Answer, Box<Answer>> {
-        let target =
-            permitted(&request.extensions).map_err(|refusal| Box::new(refusal.into_response(Dialect::ApiServer)))?;
+        let target = permitted(&request.extensions, "UpgradeProxy")
+            .map_err(|(dialect, refusal)| Box::new(refusal.into_response(dialect)))?;
         let refuse = |refusal: Refusal| Box::new(refusal.into_response(target.dialect));
         let Some(hop) = request.extensions.remove::<Hop>() else {
-            tracing::error!("a stream reached its leaf without a hop: the stack has no routing layer");
-            return Err(refuse(Refusal::internal("no next hop")));
+            return Err(refuse(Refusal::missing_layer("FeatureRoutingLayer", "UpgradeProxy")));
         };
         if !can_switch(&request) {
             return Err(refuse(upgrade_required(target.dialect)));

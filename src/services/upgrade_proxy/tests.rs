@@ -23,6 +23,7 @@ fn request(uri: &str) -> Request<Empty<Bytes>> {
         .header("x-stream-protocol-version", "v4.channel.k8s.io")
         .header(header::AUTHORIZATION, "Bearer secret")
         .header("impersonate-user", "root")
+        .header(header::COOKIE, "session=secret")
         .header("x-forwarded-for", "198.51.100.1")
         .body(Empty::new())
         .unwrap();
