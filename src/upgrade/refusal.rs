@@ -65,6 +65,9 @@ impl Refusal {
     }
 
     /// The response this refusal becomes in `dialect`.
+    ///
+    /// As text it has one form: a newline at its end, and no guessing by browsers what it may be. Upstream's differ by the
+    /// Go library that writes them.
     #[must_use]
     pub fn into_response<R: From<Bytes>>(self, dialect: Dialect) -> Response<R> {
         let (kind, body) = match dialect {
@@ -73,7 +76,15 @@ impl Refusal {
         };
         let mut response = Response::new(R::from(Bytes::from(body)));
         *response.status_mut() = self.code;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        if dialect == Dialect::Kubelet {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            if self.code == StatusCode::METHOD_NOT_ALLOWED {
+                // RFC 9110, 15.5.6. kube-apiserver leaves it out.
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+            }
+        }
         response
     }
 
@@ -83,6 +94,8 @@ impl Refusal {
             kind: (*kind).to_owned(),
             causes: Vec::new(),
         });
+        // What Go words without an object has details nevertheless, and nothing in them.
+        let details = details.or_else(|| (self.code == StatusCode::METHOD_NOT_ALLOWED).then(Details::default));
         let status = Status {
             kind: Some("Status".into()),
             api_version: Some("v1".into()),
