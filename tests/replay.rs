@@ -1,0 +1,219 @@
+//! What a real kube-apiserver and a real kubelet said on the wire, asked again of ours.
+//!
+//! The recordings lie in `tests/transcripts/`. The client's side is sent as it was recorded, to the real example
+//! programs; behind the API server the recorded kubelet's side is played. Status line, headers, body, WebSocket messages
+//! and the request to the kubelet are compared. Where ours deviates, DESIGN.md says why.
+
+#[path = "replay/client.rs"]
+mod client;
+#[path = "replay/deviations.rs"]
+mod deviations;
+#[path = "replay/kubelet.rs"]
+mod kubelet;
+mod support;
+#[path = "replay/transcript.rs"]
+mod transcript;
+#[path = "replay/wire.rs"]
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use futures_util::future::join_all;
+use kubelet::Kubelet;
+use support::{
+    Outcome, Scratch,
+    lab::{example, port_in},
+    process::Process,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
+use transcript::{Said, Transcript, Who};
+
+/// Where the recorded kubelets were: the one that answers, and the port where nothing listens.
+const RECORDED_KUBELET: &str = "127.0.0.1:10350";
+const RECORDED_NOTHING: &str = "127.0.0.1:10399";
+
+const TOKENS: &str =
+    "admin-token,admin,admin,\"system:masters\"\nviewer-token,viewer,viewer\nnobody-token,nobody,nobody\n";
+
+/// A node, and the one pod on it.
+fn node_and_pod(node: &str, port: u16, features: &str, pod: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Node
+metadata: {{name: {node}}}
+status:
+  addresses: [{{type: InternalIP, address: 127.0.0.1}}]
+  daemonEndpoints: {{kubeletEndpoint: {{Port: {port}}}}}
+  declaredFeatures: [{features}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {pod}, namespace: default}}
+spec:
+  nodeName: {node}
+  containers: [{{name: c1, image: this-host, command: [/bin/sh]}}]
+status: {{phase: Running}}
+"#
+    )
+}
+
+fn cluster(kubelet: u16, nothing: u16) -> String {
+    const DECLARED: &str = "ExtendWebSocketsToKubelet";
+    [
+        node_and_pod("node-plain", kubelet, "", "demo"),
+        node_and_pod("node-ws", kubelet, DECLARED, "demo-ws"),
+        node_and_pod("node-down", nothing, "", "demo-down"),
+        node_and_pod("node-down-ws", nothing, DECLARED, "demo-down-ws"),
+    ]
+    .concat()
+}
+
+fn text_of<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> String + '_ {
+    move |error| format!("{what}: {error}")
+}
+
+async fn connect(address: SocketAddr) -> Outcome<TcpStream> {
+    TcpStream::connect(address).await.map_err(text_of("connect"))
+}
+
+fn port_of(process: &Process) -> Outcome<u16> {
+    port_in(&process.stdout.text()).ok_or_else(|| "its stdout names no port".into())
+}
+
+/// What trusts the CA that the API server has made.
+fn tls(data: &Path) -> Outcome<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_file_iter(data.join("ca.crt")).map_err(text_of("ca.crt"))? {
+        roots.add(cert.map_err(text_of("ca.crt"))?).map_err(text_of("ca.crt"))?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(text_of("TLS"))?;
+    Ok(TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
+}
+
+/// A port of this host where nothing listens.
+async fn closed_port() -> Outcome<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(text_of("bind"))?;
+    Ok(listener.local_addr().map_err(text_of("bind"))?.port())
+}
+
+/// Replays these recordings to an API server with those gates: what it said, and what was recorded.
+async fn through_api_server(gates: &str, all: &[Transcript]) -> Outcome<BTreeMap<String, (Said, Said)>> {
+    let scratch = Scratch::new("replay");
+    let data = scratch.dir("data");
+    let write = |name: &str, text: &str| {
+        let path = scratch.path().join(name);
+        fs::write(&path, text).map(|()| path).map_err(text_of(name))
+    };
+    let mut kubelet = Kubelet::start().await.map_err(text_of("kubelet"))?;
+    let nothing = closed_port().await?;
+    let mut command = example("apiserver");
+    command.args(["--listen", "127.0.0.1:0", "--kubelet-insecure-http", "--data-dir"]).arg(&data);
+    command.arg("--manifest").arg(write("cluster.yaml", &cluster(kubelet.address.port(), nothing))?);
+    command.arg("--token-auth-file").arg(write("tokens.csv", TOKENS)?);
+    if !gates.is_empty() {
+        command.args(["--feature-gates", gates]);
+    }
+    let server = Process::start("apiserver", &mut command)?;
+    server.ready().await?;
+    let address = SocketAddr::from(([127, 0, 0, 1], port_of(&server)?));
+    let tls = tls(&data)?;
+    let mut said = BTreeMap::new();
+    for transcript in all {
+        let name = &transcript.name;
+        kubelet.play(transcript);
+        let server_name = ServerName::IpAddress(address.ip().into());
+        let io = tls.connect(server_name, connect(address).await?).await.map_err(text_of(name))?;
+        let mut ours = client::replay(io, Who::ApiServer, transcript).await.map_err(text_of(name))?;
+        kubelet.asked().iter().for_each(|request| ours.hop(request));
+        let here =
+            [(kubelet.address.to_string(), RECORDED_KUBELET), (format!("127.0.0.1:{nothing}"), RECORDED_NOTHING)];
+        for value in ours.0.values_mut() {
+            here.iter().for_each(|(ours, recorded)| *value = value.replace(ours, recorded));
+        }
+        said.insert(name.clone(), (ours, transcript.said(Who::ApiServer)));
+    }
+    let status = server.stop().await?;
+    crate::ensure!(status.success(), "apiserver ended with {status} on SIGTERM");
+    Ok(said)
+}
+
+#[tokio::test]
+async fn the_api_server_answers_as_kube_apiserver_does() {
+    let all = transcript::load("apiserver");
+    let mut said = BTreeMap::new();
+    for gates in all.iter().map(|transcript| &transcript.gates).collect::<BTreeSet<_>>() {
+        let these: Vec<_> = all.iter().filter(|transcript| transcript.gates == *gates).cloned().collect();
+        said.append(&mut through_api_server(gates, &these).await.unwrap_or_else(|why| panic!("{why}")));
+    }
+    assert_eq!(said.len(), all.len());
+    deviations::check("apiserver", &said);
+}
+
+/// The recording's pods and containers by the names that the demo's have.
+fn demo(mut transcript: Transcript) -> Transcript {
+    let steps = transcript.steps.iter_mut().filter(|step| step.from == Who::Client);
+    for step in steps {
+        if let transcript::What::Http(request) = &mut step.what {
+            let line = request.line.replace("/sdemo-127.0.0.1", "/demo").replace("/real/", "/demo/");
+            request.line = line.replace("/demo/c1", "/demo/sidecar").replace("/demo/tty", "/demo/shell");
+        }
+    }
+    transcript
+}
+
+/// Replays these recordings to a kubelet with those gates, all at once.
+async fn through_kubelet(gates: &str, all: &[Transcript]) -> Outcome<BTreeMap<String, (Said, Said)>> {
+    let mut command = example("kubelet");
+    command.args(["--listen", "127.0.0.1:0", "--insecure"]);
+    if !gates.is_empty() {
+        command.args(["--feature-gates", gates]);
+    }
+    let server = Process::start("kubelet", &mut command)?;
+    server.ready().await?;
+    let address = SocketAddr::from(([127, 0, 0, 1], port_of(&server)?));
+    let one = async |transcript: &Transcript| {
+        let transcript = demo(transcript.clone());
+        let io = connect(address).await?;
+        let ours = client::replay(io, Who::Kubelet, &transcript).await.map_err(text_of(&transcript.name))?;
+        Ok((transcript.name.clone(), (ours, transcript.said(Who::Kubelet))))
+    };
+    let said: Outcome<_> = join_all(all.iter().map(one)).await.into_iter().collect();
+    let status = server.stop().await?;
+    crate::ensure!(status.success(), "kubelet ended with {status} on SIGTERM");
+    said
+}
+
+#[tokio::test]
+async fn the_kubelet_answers_as_the_real_one_does() {
+    let all = transcript::load("kubelet");
+    let mut said = BTreeMap::new();
+    for gates in all.iter().map(|transcript| &transcript.gates).collect::<BTreeSet<_>>() {
+        let these: Vec<_> = all.iter().filter(|transcript| transcript.gates == *gates).cloned().collect();
+        said.append(&mut through_kubelet(gates, &these).await.unwrap_or_else(|why| panic!("{why}")));
+    }
+    assert_eq!(said.len(), all.len());
+    deviations::check("kubelet", &said);
+}
+
+#[test]
+fn what_ours_says_instead_is_kept_for_recordings_that_are_there() {
+    let all = ["apiserver", "kubelet"].into_iter().flat_map(transcript::load);
+    deviations::check_no_leftovers(&all.map(|transcript| transcript.name).collect());
+}
