@@ -24,15 +24,16 @@ use support::{
     log_to_stderr, mounted,
     objects::{Store, containers_on},
     pki::{self, CertAndKey},
+    rbac::RbacAuthorizer,
     say,
     server::{Server, stop_signal},
     stack::{Parts, process_kubelet},
     tls, tokens,
 };
 use tower_kube_streaming::{
-    FeatureGates,
+    FeatureGates, Gate,
     adapters::{prometheus::StreamingMetrics, rustls::TlsConnect},
-    layers::{MetricsLayer, danger::PermitAllLayer},
+    layers::{MetricsLayer, SyntheticAuthzLayer},
     port_forward::DialErrors,
     services::{ApiServer, InProcess, UpgradeProxy},
     upgrade::{Dialect, SessionLimits, Sessions, Target},
@@ -51,7 +52,8 @@ struct Flags {
     /// Plain HTTP, and every caller is an administrator. Loopback addresses only.
     #[arg(long)]
     insecure: bool,
-    /// YAML with Nodes and Pods, instead of the demo's and of its kubelet. May be repeated.
+    /// YAML with Nodes, Pods, Roles, ClusterRoles and their bindings, instead of the demo's and of its kubelet. May be
+    /// repeated.
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
     /// Bearer tokens, a line each: token,user,uid,"group1,group2".
@@ -96,10 +98,16 @@ enum Next {
 }
 
 /// The streaming stack of an API server.
-fn stack(locate: Locate, next: Next, sessions: Sessions, metrics: Arc<StreamingMetrics>, gates: FeatureGates) -> Stack {
+fn stack(
+    rbac: RbacAuthorizer,
+    locate: Locate,
+    next: Next,
+    sessions: Sessions,
+    metrics: Arc<StreamingMetrics>,
+    gates: FeatureGates,
+) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
-    // `support::authz` has authorized every request that comes here.
-    let authorize = (MetricsLayer::new(metrics), PermitAllLayer);
+    let authorize = (MetricsLayer::new(metrics), SyntheticAuthzLayer::new(rbac).gates(gates));
     let stack = ApiServer::builder().gates(gates);
     match next {
         Next::Kubelets(connect, limits) => {
@@ -137,7 +145,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let dir = &flags.data_dir;
     support::create_private_dir(dir)?;
     pki::prepare(dir, flags.listen.ip())?;
-    let store = Arc::new(Store::from_manifests(&flags.manifest)?);
+    let store = Store::from_manifests(&flags.manifest)?;
+    let store = Arc::new(store.declared_features(flags.feature_gates.enabled(Gate::NodeDeclaredFeatures)));
     let tokens = match &flags.token_auth_file {
         Some(file) => tokens::load(file)?,
         None => tokens::load_or_create(&dir.join("tokens.csv"))?,
@@ -157,6 +166,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let url = server.url()?;
     let kubeconfig = dir.join("kubeconfig");
     kubeconfig::write(&kubeconfig, &url, trusted.as_deref(), &tokens)?;
+    let node_client = pki::files::node_client(dir);
+    kubeconfig::write_for_kubelet(&dir.join("kubelet.kubeconfig"), &url, trusted.as_deref(), &node_client)?;
 
     let authenticator = if flags.insecure {
         Authenticator::anybody_is_admin(Dialect::ApiServer)
@@ -165,13 +176,14 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
+    let rbac = RbacAuthorizer::new(store.clone());
     let metrics = Arc::new(StreamingMetrics::api_server());
     let next = next(&flags, &store)?;
     let mut counted = vec![metrics.clone()];
     if let Next::InProcess(_, kubelet) = &next {
         counted.push(kubelet.clone());
     }
-    let streams = stack(locate, next, sessions.clone(), metrics, flags.feature_gates);
+    let streams = stack(rbac, locate, next, sessions.clone(), metrics, flags.feature_gates);
     let service = api::router(Api { store, stop, metrics: counted.into() }, streams, authenticator);
 
     say(format_args!("listening on {url}"));

@@ -15,15 +15,21 @@ use support::{
     Stack,
     api::{self, Api},
     authn::{Authenticator, ClientCertificate, caller_of_certificate},
+    kubeconfig,
     locate::Locate,
     objects::{Store, containers_on},
-    patch, pki,
+    patch,
+    pki::{self, CertAndKey},
+    rbac::RbacAuthorizer,
     tokens::{self, Tokens},
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio_util::sync::CancellationToken;
-use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_kube_streaming::upgrade::{Caller, Dialect, StreamOptions, Subresource, Target};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_kube_streaming::{
+    layers::{SyntheticAuthzLayer, UpgradeDetectLayer},
+    upgrade::{Caller, Dialect, Sessions, StreamOptions, Subresource, Target},
+};
 
 /// A directory of this test's own.
 fn dir(test: &str) -> PathBuf {
@@ -161,6 +167,30 @@ fn a_client_certificate_names_user_and_groups() {
     assert_eq!(caller.name, "kube-apiserver-kubelet-client");
     assert_eq!(caller.groups, ["system:masters"]);
     assert!(caller_of_certificate(b"not a certificate").is_err());
+
+    let der = CertificateDer::from_pem_file(pki::files::node_client(&dir).cert).unwrap();
+    let caller = caller_of_certificate(&der).unwrap();
+    assert_eq!((&*caller.name, caller.groups), ("system:node:demo-node", vec!["system:nodes".to_owned()]));
+}
+
+#[test]
+fn a_kubelets_kubeconfig_names_its_certificate_by_absolute_paths_and_none_without_tls() {
+    let file = dir("kubelet_kubeconfig").join("kubelet.kubeconfig");
+    let own = CertAndKey { cert: "some/kubelet-client.crt".into(), key: "some/kubelet-client.key".into() };
+    let written = |ca| -> serde_json::Value {
+        kubeconfig::write_for_kubelet(&file, "https://127.0.0.1:6443", ca, &own).unwrap();
+        serde_json::from_slice(&fs::read(&file).unwrap()).unwrap()
+    };
+    let with_tls = written(Some("a CA"));
+    assert_eq!(with_tls["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
+    assert_eq!(with_tls["clusters"][0]["cluster"]["certificate-authority-data"], "YSBDQQ==");
+    let user = &with_tls["users"][0]["user"];
+    for (named, file) in [("client-certificate", "some/kubelet-client.crt"), ("client-key", "some/kubelet-client.key")]
+    {
+        let path = PathBuf::from(user[named].as_str().unwrap());
+        assert!(path.is_absolute() && path.ends_with(file), "{user}");
+    }
+    assert_eq!(written(None)["users"][0]["user"], json!({}));
 }
 
 const PODS: &str = r"
@@ -231,7 +261,12 @@ fn an_empty_manifest_is_an_empty_cluster_and_an_unknown_kind_an_error() {
     let cluster = Store::from_manifests(&[file(&dir, "# nothing\n")]).unwrap();
     assert!(cluster.list(support::objects::Kind::Pod).0.is_empty());
     let error = Store::from_manifests(&[file(&dir, "{kind: Secret, metadata: {name: s}}")]).unwrap_err();
-    assert!(error.to_string().ends_with("kind Secret is not supported; Node and Pod are"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("kind Secret is not supported; Node, Pod, Role, ClusterRole and their bindings are"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -259,13 +294,17 @@ fn a_strategic_patch_joins_conditions_by_their_type_and_a_merge_patch_replaces_t
     assert_eq!(merged["status"]["conditions"].as_array().unwrap().len(), 2);
 }
 
-/// An API server whose streams answer 418, so that a test sees who gets as far as them.
+/// An API server whose streams answer 418 once they are authorized, so that a test sees who gets as far as them.
 fn server(test: &str) -> axum::Router {
-    let streams = Stack::new(service_fn(async |_request| {
-        Ok(Response::builder().status(StatusCode::IM_A_TEAPOT).body(Body::empty()).unwrap())
-    }));
     let store = Arc::new(Store::from_manifests(&[]).unwrap());
-    api::router(Api { store, metrics: Arc::default(), stop: CancellationToken::new() }, streams, known(test))
+    let streams = ServiceBuilder::new()
+        .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
+        .layer(SyntheticAuthzLayer::new(RbacAuthorizer::new(store.clone())))
+        .service(service_fn(async |_request: Request<Body>| {
+            Ok(Response::builder().status(StatusCode::IM_A_TEAPOT).body(Body::empty()).unwrap())
+        }));
+    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new() };
+    api::router(api, Stack::new(streams), known(test))
 }
 
 async fn ask(server: &mut axum::Router, method: &str, path: &str, token: &str) -> (u16, String) {
@@ -280,20 +319,77 @@ async fn ask(server: &mut axum::Router, method: &str, path: &str, token: &str) -
 async fn a_viewer_may_look_but_opens_no_stream_by_any_method() {
     let mut server = server("viewer");
     let pod = "/api/v1/namespaces/default/pods/demo";
-    assert_eq!(ask(&mut server, "GET", pod, "v-token").await.0, 200);
-    let why = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"demo\" is forbidden: User \"viewer\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"default\"","reason":"Forbidden","details":{"name":"demo","kind":"pods"},"code":403}"#;
-    for method in ["GET", "POST", "HEAD"] {
-        let (status, body) = ask(&mut server, method, &format!("{pod}/exec?command=sh"), "v-token").await;
-        assert_eq!(status, 403);
-        assert_eq!(body.trim_end(), if method == "HEAD" { "" } else { why });
+    for path in [pod, "/api/v1/pods", "/api/v1/namespaces/default/pods", "/api/v1/nodes", "/api", "/apis", "/api/v1"] {
+        assert_eq!(ask(&mut server, "GET", path, "v-token").await.0, 200, "{path}");
     }
-    for subresource in ["exec", "attach", "portforward"] {
+    let forbidden = |why: &str| {
+        format!(
+            r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"pods \"demo\" is forbidden: {why}","reason":"Forbidden","details":{{"name":"demo","kind":"pods"}},"code":403}}"#
+        )
+    };
+    let create =
+        r#"User \"viewer\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"default\""#;
+    for (method, code, body) in
+        [("GET", 403, forbidden("")), ("POST", 403, forbidden(create)), ("HEAD", 405, String::new())]
+    {
+        let answer = ask(&mut server, method, &format!("{pod}/exec?command=sh&stdout=1"), "v-token").await;
+        assert_eq!((answer.0, answer.1.trim_end()), (code, &*body), "{method}");
+    }
+    for subresource in ["exec?command=sh&stdout=1", "attach?stdout=1", "portforward"] {
         let path = format!("{pod}/{subresource}");
         assert_eq!(ask(&mut server, "GET", &path, "v-token").await.0, 403);
         assert_eq!(ask(&mut server, "GET", &path, "a-token").await.0, 418);
     }
-    assert_eq!(ask(&mut server, "PATCH", pod, "v-token").await.0, 403);
-    assert_eq!(ask(&mut server, "POST", "/api/v1/nodes", "v-token").await.0, 403);
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_allowed_is_told_only_to_who_may_ask() {
+    let mut server = server("told");
+    let pod = "/api/v1/namespaces/default/pods/demo";
+    for (method, path, admins, why) in [
+        (
+            "PATCH",
+            pod,
+            415,
+            r#"pods \"demo\" is forbidden: User \"viewer\" cannot patch resource \"pods\" in API group \"\" in the namespace \"default\""#,
+        ),
+        ("PUT", pod, 405, r#"User \"viewer\" cannot update resource \"pods\""#),
+        ("DELETE", pod, 405, r#"User \"viewer\" cannot delete resource \"pods\""#),
+        (
+            "DELETE",
+            "/api/v1/pods",
+            405,
+            r#"pods is forbidden: User \"viewer\" cannot deletecollection resource \"pods\" in API group \"\" at the cluster scope"#,
+        ),
+        (
+            "POST",
+            "/api/v1/nodes",
+            400,
+            r#"nodes is forbidden: User \"viewer\" cannot create resource \"nodes\" in API group \"\" at the cluster scope"#,
+        ),
+        ("PATCH", "/api/v1/nodes/demo-node/status", 415, r#"cannot patch resource \"nodes/status\""#),
+        ("GET", "/api/v1/nodes?watch=true", 200, r#"cannot watch resource \"nodes\""#),
+        ("GET", "/api/v1/secrets", 404, r#"cannot list resource \"secrets\""#),
+        (
+            "GET",
+            "/apis/apps/v1/deployments",
+            404,
+            r#"deployments.apps is forbidden: User \"viewer\" cannot list resource \"deployments\" in API group \"apps\" at the cluster scope","reason":"Forbidden","details":{"group":"apps","kind":"deployments"}"#,
+        ),
+        (
+            "GET",
+            "/nosuch",
+            404,
+            r#""forbidden: User \"viewer\" cannot get path \"/nosuch\"","reason":"Forbidden","details":{}"#,
+        ),
+    ] {
+        let (status, body) = ask(&mut server, method, path, "v-token").await;
+        assert_eq!(status, 403, "{method} {path}");
+        assert!(body.contains(why), "{method} {path}: {body}");
+        if !path.contains("watch") {
+            assert_eq!(ask(&mut server, method, path, "a-token").await.0, admins, "{method} {path}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -307,7 +403,7 @@ async fn all_but_health_and_version_needs_a_name() {
         let (status, body) = ask(&mut server, "GET", closed, "wrong").await;
         assert_eq!((status, body.trim_end()), (401, unauthorized));
     }
-    assert_eq!(ask(&mut server, "GET", "/nosuch", "v-token").await.0, 404);
+    assert_eq!(ask(&mut server, "GET", "/nosuch", "a-token").await.0, 404);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{Query, State},
-    middleware::from_fn,
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{any_service, get},
 };
@@ -25,7 +25,9 @@ use super::{
     authz, exposition,
     list::{ListQuery, list},
     objects::{Kind, Refused, Store},
-    patch, table,
+    patch,
+    rbac::RbacAuthorizer,
+    reviews, table,
 };
 
 /// What the handlers share.
@@ -38,7 +40,8 @@ pub struct Api {
     pub stop: CancellationToken,
 }
 
-/// The whole server: `streams` answers the three subresources that are streams.
+/// The whole server: `streams` answers the three subresources that are streams, and authorizes them itself. All else is
+/// authorized here, also what is not found or not allowed: who may not ask is not told.
 pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router {
     let metrics = api.metrics.clone();
     let streams = ["exec", "attach", "portforward"].into_iter().fold(Router::new(), |router, subresource| {
@@ -46,6 +49,7 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         router.route(&path, any_service(streams.clone()))
     });
     let one = || get(read).patch(change);
+    let rbac = RbacAuthorizer::new(api.store.clone());
     let objects = Router::new()
         .route("/api", get(|| async { Json(versions()) }))
         .route("/apis", get(|| async { Json(groups()) }))
@@ -57,14 +61,13 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         .route("/api/v1/namespaces/{namespace}/pods", get(collection).post(create))
         .route("/api/v1/namespaces/{namespace}/pods/{name}", one())
         .route("/api/v1/namespaces/{namespace}/pods/{name}/status", one())
-        .with_state(api);
-    let metrics = Router::new().route("/metrics", get(|| async move { exposition(&metrics) }));
-    let known = streams
-        .route_layer(from_fn(authz::admin))
-        .merge(objects.merge(metrics).route_layer(from_fn(authz::reading_or_admin)))
+        .merge(reviews::routes())
+        .with_state(api)
+        .route("/metrics", get(|| async move { exposition(&metrics) }))
         .fallback(|| async { Failure(not_found()) })
         .method_not_allowed_fallback(|| async { Failure(method_not_allowed()) })
-        .layer(authenticator.into_layer());
+        .layer(from_fn_with_state(rbac, authz::authorize));
+    let known = objects.merge(streams).layer(authenticator.into_layer());
     // Anybody may ask these, as with a real API server.
     let ok = || get(|| async { "ok" });
     Router::new()
@@ -106,12 +109,7 @@ async fn create(State(api): State<Api>, at: At, body: Bytes) -> Result<(StatusCo
         // As upstream: a client does not say how a new Pod is. A Node does.
         object["status"] = json!({ "phase": "Pending" });
     }
-    let created = api.store.create(object).map_err(|refused| match &refused {
-        Refused::Invalid(why) => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why.as_str()),
-        Refused::Exists(key) => {
-            Refusal::new(StatusCode::CONFLICT, "AlreadyExists", refused.message()).about(key.kind.plural(), &key.name)
-        }
-    })?;
+    let created = api.store.create(object)?;
     Ok((StatusCode::CREATED, Json(created)))
 }
 
@@ -135,11 +133,12 @@ async fn change(State(api): State<Api>, at: At, headers: HeaderMap, body: Bytes)
     } else {
         patch.remove("status");
     }
-    let changed = api.store.update(&at.key(), |object| patch::apply(object, patch.into(), strategic));
+    let changed = api.store.update(&at.key(), |object| patch::apply(object, patch.into(), strategic))?;
     Ok(Json(changed.ok_or_else(|| missing(&at))?))
 }
 
-fn parse(body: &[u8]) -> Result<Value, Refusal> {
+/// A Kubernetes object in JSON.
+pub fn parse(body: &[u8]) -> Result<Value, Refusal> {
     let object: Value =
         serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("the body is not JSON: {error}")))?;
     let metadata = object.get("metadata");
@@ -150,11 +149,21 @@ fn parse(body: &[u8]) -> Result<Value, Refusal> {
 }
 
 /// A refusal, as a `Status`.
-struct Failure(Refusal);
+pub struct Failure(Refusal);
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self(refusal)
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self(match &refused {
+            Refused::Invalid(why) => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why.as_str()),
+            Refused::Exists(key) => Refusal::new(StatusCode::CONFLICT, "AlreadyExists", refused.message())
+                .about(key.kind.plural(), &key.name),
+        })
     }
 }
 
@@ -189,7 +198,7 @@ fn versions() -> Value {
 }
 
 fn groups() -> Value {
-    json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [] })
+    json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [reviews::group()] })
 }
 
 fn resources() -> Value {

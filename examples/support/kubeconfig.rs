@@ -1,18 +1,14 @@
-//! The file that kubectl reads: one context for every bearer token.
+//! The file that kubectl reads, with one context for every bearer token; and the one that a kubelet reads.
 
-use std::path::Path;
+use std::path::{Path, absolute};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::{Error, tokens::Token, write_private};
+use super::{Context, Error, pki::CertAndKey, tokens::Token, write_private};
 
 /// Writes it. `ca` is the PEM file to trust, `None` for plain HTTP. The current context is `admin`, or else the first.
 pub fn write(path: &Path, server: &str, ca: Option<&str>, tokens: &[Token]) -> Result<(), Error> {
-    let mut cluster = json!({ "server": server });
-    if let Some(ca) = ca {
-        cluster["certificate-authority-data"] = STANDARD.encode(ca).into();
-    }
     let user = |token: &Token| json!({ "name": token.caller.name, "user": { "token": token.secret } });
     let context = |token: &Token| {
         let name = &token.caller.name;
@@ -22,11 +18,39 @@ pub fn write(path: &Path, server: &str, ca: Option<&str>, tokens: &[Token]) -> R
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{ "name": "demo", "cluster": cluster }],
+        "clusters": [{ "name": "demo", "cluster": cluster(server, ca) }],
         "users": tokens.iter().map(user).collect::<Vec<Value>>(),
         "contexts": tokens.iter().map(context).collect::<Vec<Value>>(),
         "current-context": current.map_or("", |token| &token.caller.name),
     });
     // JSON is YAML, and kubectl reads it as such.
     write_private(path, &format!("{config:#}\n"))
+}
+
+/// Writes the one for a kubelet: one cluster, one user, one context. Without TLS there is nothing to log in with, and
+/// nothing to log in for.
+pub fn write_for_kubelet(path: &Path, server: &str, ca: Option<&str>, own: &CertAndKey) -> Result<(), Error> {
+    // Absolute: a relative path would be relative to the file, and the kubelet may be started anywhere.
+    let file = |file: &Path| absolute(file).context(file.display());
+    let user = match ca {
+        Some(_) => json!({ "client-certificate": file(&own.cert)?, "client-key": file(&own.key)? }),
+        None => json!({}),
+    };
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "demo", "cluster": cluster(server, ca) }],
+        "users": [{ "name": "kubelet", "user": user }],
+        "contexts": [{ "name": "kubelet", "context": { "cluster": "demo", "user": "kubelet" } }],
+        "current-context": "kubelet",
+    });
+    write_private(path, &format!("{config:#}\n"))
+}
+
+fn cluster(server: &str, ca: Option<&str>) -> Value {
+    let mut cluster = json!({ "server": server });
+    if let Some(ca) = ca {
+        cluster["certificate-authority-data"] = STANDARD.encode(ca).into();
+    }
+    cluster
 }

@@ -39,6 +39,19 @@ pub struct ListQuery {
     label_selector: Option<String>,
 }
 
+impl ListQuery {
+    /// Whether changes are asked for, not the list itself.
+    pub fn is_watch(&self) -> bool {
+        self.watch.as_deref().is_some_and(|watch| watch != "0" && watch != "false")
+    }
+
+    /// The one name that is asked for.
+    pub fn exact_name(&self) -> Option<&str> {
+        let mut terms = split(self.field_selector.as_deref()).filter_map(|term| parse_term(term).ok());
+        terms.find_map(|(field, equal, value)| (equal && field == "metadata.name").then_some(value))
+    }
+}
+
 /// Answers `GET` of a collection.
 pub fn list(
     store: &Store,
@@ -49,7 +62,7 @@ pub fn list(
 ) -> Result<Response, Refusal> {
     let selector = Selector::parse(at, query)?;
     let as_table = table::is_wanted(headers);
-    if query.watch.as_deref().is_some_and(|watch| watch != "0" && watch != "false") {
+    if query.is_watch() {
         return watch(store, selector, query, as_table, stop.clone());
     }
     let (mut objects, version) = store.list(at.kind);

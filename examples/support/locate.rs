@@ -9,7 +9,10 @@ use tower_kube_streaming::{
     upgrade::{Refusal, Subresource, Target},
 };
 
-use super::objects::{Key, Store, items, text};
+use super::{
+    features,
+    objects::{Key, Store, items, text},
+};
 
 /// kube-apiserver's own order (`--kubelet-preferred-address-types`).
 const PREFERRED: [&str; 5] = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
@@ -52,8 +55,7 @@ impl Locate {
         if self.plain_http && !is_loopback(&uri) {
             return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
         }
-        let declared = items(&node, "/status/declaredFeatures").iter().filter_map(Value::as_str);
-        Ok(Hop::new(uri).declares(declared))
+        Ok(Hop::new(uri).declares(features::of(&node)))
     }
 }
 

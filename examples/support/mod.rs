@@ -5,8 +5,10 @@
 //! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
 //! | `server` | accept, TLS, HTTP/1.1, and a stop that loses nothing |
-//! | `authn`, `authz` | who is it; may they |
-//! | `objects`, `patch`, `locate` | Nodes and Pods in memory; changes to them; from a pod to its kubelet's URL |
+//! | `authn`, `authz` | who is it; what do they ask for, and may they |
+//! | `policy`, `rbac` | roles and bindings from manifests; what they allow |
+//! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
+//! | `objects`, `features`, `patch`, `locate` | Nodes and Pods in memory; what nodes declare; changes to them; from a pod to its kubelet's URL |
 //! | `stack` | the kubelet's streaming stack over processes of this host |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
@@ -18,12 +20,17 @@ pub mod api;
 pub mod at;
 pub mod authn;
 pub mod authz;
+pub mod features;
 pub mod kubeconfig;
 pub mod list;
 pub mod locate;
 pub mod objects;
 pub mod patch;
 pub mod pki;
+pub mod policy;
+pub mod protobuf;
+pub mod rbac;
+pub mod reviews;
 pub mod server;
 pub mod stack;
 pub mod table;

@@ -1,4 +1,4 @@
-//! Nodes and Pods, in memory, as the JSON that clients see.
+//! Nodes and Pods, in memory, as the JSON that clients see; and the roles that say who may.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +11,13 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
-use super::{Context, Error, random_hex};
+use super::{Context, Error, features, policy::Policy, random_hex};
 
 /// The demo cluster.
 pub const DEMO: &str = include_str!("../manifests/demo.yaml");
+
+/// The roles that are there whatever is given.
+const BUILT_IN: &str = include_str!("../manifests/built-in.yaml");
 
 /// Changes a slow watcher may be behind before it is cut off, as upstream does.
 const WATCH_BACKLOG: usize = 100;
@@ -65,7 +68,9 @@ impl Key {
         match text(object, "/kind") {
             Some("Node") => Ok(Self::node(name)),
             Some("Pod") => Ok(Self::pod(text(object, "/metadata/namespace").unwrap_or("default"), name)),
-            Some(kind) => Err(format!("kind {kind} is not supported; Node and Pod are")),
+            Some(kind) => {
+                Err(format!("kind {kind} is not supported; Node, Pod, Role, ClusterRole and their bindings are"))
+            }
             None => Err("kind is missing".to_owned()),
         }
     }
@@ -85,6 +90,8 @@ pub struct Change {
 pub struct Store {
     state: Mutex<State>,
     changes: broadcast::Sender<Change>,
+    policy: Policy,
+    declared_features: bool,
 }
 
 #[derive(Debug)]
@@ -108,7 +115,13 @@ impl Store {
         // Versions of an earlier run are smaller, so that a watch which outlived it starts from the beginning.
         let version = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
         let state = State { objects: BTreeMap::new(), version };
-        let store = Self { state: Mutex::new(state), changes: broadcast::channel(WATCH_BACKLOG).0 };
+        let mut store = Self {
+            state: Mutex::new(state),
+            changes: broadcast::channel(WATCH_BACKLOG).0,
+            policy: Policy::default(),
+            declared_features: true,
+        };
+        store.load(BUILT_IN, Path::new("built-in.yaml"))?;
         if files.is_empty() {
             store.load(DEMO, Path::new("demo.yaml"))?;
         }
@@ -118,12 +131,28 @@ impl Store {
         Ok(store)
     }
 
-    fn load(&self, yaml: &str, file: &Path) -> Result<(), Error> {
+    /// Obeys the gate `NodeDeclaredFeatures`: off, what a node says of its features is dropped. What is here already stays.
+    pub fn declared_features(mut self, on: bool) -> Self {
+        self.declared_features = on;
+        self
+    }
+
+    fn load(&mut self, yaml: &str, file: &Path) -> Result<(), Error> {
         let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).context(file.display())?;
         for object in documents.into_iter().filter(|document| !document.is_null()) {
-            self.create(object).map_err(|why| format!("{}: {}", file.display(), why.message()))?;
+            let added = if Policy::takes(&object) {
+                self.policy.add(object)
+            } else {
+                self.create(object).map(drop).map_err(|why| why.message())
+            };
+            added.map_err(|why| format!("{}: {why}", file.display()))?;
         }
         Ok(())
+    }
+
+    /// The roles and bindings. They come from manifests, and stay as they are.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     pub fn get(&self, key: &Key) -> Option<Value> {
@@ -147,7 +176,8 @@ impl Store {
     /// Adds an object and returns it with all that a server adds.
     pub fn create(&self, object: Value) -> Result<Value, Refused> {
         let key = Key::of(&object).map_err(Refused::Invalid)?;
-        let object = completed(object, &key).map_err(Refused::Invalid)?;
+        let mut object = completed(object, &key).map_err(Refused::Invalid)?;
+        self.check_features(&key, &mut object, None)?;
         let mut state = self.lock();
         if state.objects.contains_key(&key) {
             return Err(Refused::Exists(key));
@@ -159,9 +189,9 @@ impl Store {
     }
 
     /// Changes an object; `None` if there is none. Name, kind and uid stay what they are.
-    pub fn update(&self, key: &Key, change: impl FnOnce(&mut Value)) -> Option<Value> {
+    pub fn update(&self, key: &Key, change: impl FnOnce(&mut Value)) -> Result<Option<Value>, Refused> {
         let mut state = self.lock();
-        let before = state.objects.get(key)?;
+        let Some(before) = state.objects.get(key) else { return Ok(None) };
         let mut object = before.clone();
         change(&mut object);
         for fixed in ["apiVersion", "kind"] {
@@ -175,16 +205,29 @@ impl Store {
                 object["metadata"][fixed] = value.clone();
             }
         }
+        self.check_features(key, &mut object, Some(before))?;
         let object = state.put(key.clone(), object);
         let _ = self.changes.send(Change { event: "MODIFIED", kind: key.kind, object: object.clone() });
-        Some(object)
+        Ok(Some(object))
+    }
+
+    /// What a node declares is checked, or dropped.
+    fn check_features(&self, key: &Key, object: &mut Value, before: Option<&Value>) -> Result<(), Refused> {
+        if key.kind != Kind::Node {
+            return Ok(());
+        }
+        if !self.declared_features && before.is_none_or(|before| features::of(before).next().is_none()) {
+            features::drop_from(object);
+        }
+        features::check(object).map_err(|why| Refused::Invalid(format!("Node {:?} is invalid: {why}", key.name)))
     }
 
     /// Puts every Pod on this node: a kubelet's static Pods are its own.
     pub fn assign_all_pods(&self, node: &str) {
         for pod in self.list(Kind::Pod).0 {
             if let Ok(key) = Key::of(&pod) {
-                self.update(&key, |pod| pod["spec"]["nodeName"] = node.into());
+                // Only what a node says of its features may be refused.
+                let _ = self.update(&key, |pod| pod["spec"]["nodeName"] = node.into());
             }
         }
     }

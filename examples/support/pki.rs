@@ -59,9 +59,14 @@ pub mod files {
     pub fn kubelet(dir: &Path) -> CertAndKey {
         CertAndKey::in_dir(dir, "kubelet")
     }
+    /// What a kubelet shows to the API server.
+    pub fn node_client(dir: &Path) -> CertAndKey {
+        CertAndKey::in_dir(dir, "kubelet-client")
+    }
 }
 
-/// Makes sure that `dir` holds a CA, the API server's two certificates and one for a kubelet on this machine.
+/// Makes sure that `dir` holds a CA, the API server's two certificates, and two for a kubelet on this machine: the one that
+/// it serves with, and the one that it registers its node with.
 pub fn prepare(dir: &Path, listen: IpAddr) -> Result<(), Error> {
     let ca = Ca::load_or_create(&CertAndKey::in_dir(dir, "ca"))?;
     let mut here = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
@@ -72,7 +77,9 @@ pub fn prepare(dir: &Path, listen: IpAddr) -> Result<(), Error> {
     // The name and group that kubeadm gives it, and that kubelets are used to.
     let client = Subject { name: "kube-apiserver-kubelet-client", group: Some("system:masters"), hosts: &[] };
     ca.issue(&files::kubelet_client(dir), client)?;
-    ca.issue(&files::kubelet(dir), Subject { name: "system:node:demo-node", group: Some("system:nodes"), hosts: &here })
+    let node = |hosts| Subject { name: "system:node:demo-node", group: Some("system:nodes"), hosts };
+    ca.issue(&files::kubelet(dir), node(&here))?;
+    ca.issue(&files::node_client(dir), node(&[]))
 }
 
 /// Whom a certificate is for: a server if it has hosts, else a client.

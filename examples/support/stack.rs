@@ -40,7 +40,8 @@ pub fn process_kubelet(containers: Vec<Container>, parts: Parts) -> ProcessKubel
     ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
         .layer(MetricsLayer::new(metrics))
-        // Who comes here has been let in: by its certificate at the kubelet, by `authz` in front of the API server.
+        // Who comes here has been let in: by its certificate at the kubelet, or by the API server's stack, which is in
+        // front of this one where both are one process.
         .layer(PermitAllLayer)
         // As in front of any container runtime: WebSocket comes in, SPDY goes on.
         .layer(TranslateLayer::new().gates(gates))

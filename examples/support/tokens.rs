@@ -15,7 +15,7 @@ pub struct Token {
     pub caller: Caller,
 }
 
-/// Reads the file, or makes one with a token for `admin` and one for `viewer`, who may only look.
+/// Reads the file, or makes one with a token for `admin` and one for `viewer`, whom the demo's roles let look.
 pub fn load_or_create(path: &Path) -> Result<Vec<Token>, Error> {
     if !path.exists() {
         let (admin, viewer) = (random_hex::<16>(), random_hex::<16>());
