@@ -49,6 +49,21 @@ const RECORDED_NOTHING: &str = "127.0.0.1:10399";
 const TOKENS: &str =
     "admin-token,admin,admin,\"system:masters\"\nviewer-token,viewer,viewer\nnobody-token,nobody,nobody\n";
 
+/// The recordings' objects. `viewer` may look, and nothing more; `nobody` may nothing.
+const ROLES: &str = r#"---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: viewer}
+rules:
+  - {apiGroups: [""], resources: [pods, pods/exec, pods/attach, pods/portforward], verbs: [get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: viewer}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: viewer}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: viewer}]
+"#;
+
 /// A node, and the one pod on it.
 fn node_and_pod(node: &str, port: u16, features: &str, pod: &str) -> String {
     format!(
@@ -79,6 +94,7 @@ fn cluster(kubelet: u16, nothing: u16) -> String {
         node_and_pod("node-ws", kubelet, DECLARED, "demo-ws"),
         node_and_pod("node-down", nothing, "", "demo-down"),
         node_and_pod("node-down-ws", nothing, DECLARED, "demo-down-ws"),
+        ROLES.to_owned(),
     ]
     .concat()
 }
