@@ -181,7 +181,7 @@ fn examples() -> &'static Path {
 }
 
 /// The port in the first `127.0.0.1:PORT` of a text.
-pub fn port_in(text: &str) -> Option<u16> {
+pub(super) fn port_in(text: &str) -> Option<u16> {
     text.split("127.0.0.1:").skip(1).find_map(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok().filter(|port| *port != 0)
