@@ -1,4 +1,5 @@
-//! A small kubelet: it serves `exec`, `attach` and `port-forward` of its Pods to an API server that shows a client certificate.
+//! A small kubelet: it registers its Node at an API server, and serves `exec`, `attach` and `port-forward` of its Pods to
+//! whom that API server lets do it.
 //!
 //! ```sh
 //! cargo run --release --example apiserver -- --manifest examples/manifests/demo.yaml
@@ -13,20 +14,21 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use axum::{
     Json, Router,
-    body::Body,
-    extract::Request,
-    middleware::{Next, from_fn},
+    middleware::from_fn,
     routing::{any_service, get},
 };
-use clap::{Parser, ValueEnum};
-use http::{Method, Response, StatusCode};
+use clap::{ArgAction, Parser, ValueEnum};
+use http::StatusCode;
 use serde_json::json;
 use support::{
     Error, Stack,
     authn::Authenticator,
-    authz, exposition, log_to_stderr, mounted,
+    client::ApiClient,
+    exposition, log_to_stderr, mounted,
+    node::Registration,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
+    review::Reviewer,
     say,
     server::{Server, stop_signal},
     stack::{Parts, process_kubelet},
@@ -36,8 +38,9 @@ use support::{
 use tower_kube_streaming::{
     FeatureGates,
     adapters::prometheus::StreamingMetrics,
+    layers::SyntheticAuthzLayer,
     port_forward::DialErrors,
-    upgrade::{Caller, Dialect, Refusal, Sessions},
+    upgrade::{Dialect, Sessions},
 };
 
 /// A small kubelet that serves exec, attach and port-forward.
@@ -47,9 +50,17 @@ struct Flags {
     /// Address to listen on; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10250")]
     listen: SocketAddr,
-    /// An apiserver's data directory: takes certificates and client CA from there.
+    /// An apiserver's data directory: takes certificates, client CA and kubeconfig from there.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// The API server to register the node at, and to ask who may do what with it [default: kubelet.kubeconfig in the
+    /// data directory]. Read again whenever it is used. Without it only members of system:masters may do anything.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Whether to register the node at that API server, again every 10 seconds.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true")]
+    register_node: bool,
     /// Name of the node this is.
     #[arg(long, value_name = "NAME", default_value = "demo-node")]
     node_name: String,
@@ -123,7 +134,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
         RuntimeEndpoint::Process => containers_on(&store, &flags.node_name),
     };
 
-    let mut server = Server::bind(flags.listen, stop_signal()?).await?;
+    let stop = stop_signal()?;
+    let mut server = Server::bind(flags.listen, stop.clone()).await?;
     let authenticator = if flags.insecure {
         Authenticator::anybody_is_admin(Dialect::Kubelet)
     } else {
@@ -132,6 +144,8 @@ async fn run(flags: Flags) -> Result<(), Error> {
         // No tokens: by certificate only.
         Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
+    let api = api_client(&flags)?;
+    let reviewer = Reviewer::new(api.clone(), &flags.node_name);
     let sessions = Sessions::default();
     let metrics = Arc::new(StreamingMetrics::kubelet());
     let parts = Parts {
@@ -140,41 +154,50 @@ async fn run(flags: Flags) -> Result<(), Error> {
         gates: flags.feature_gates,
         dial_errors: flags.port_forward_errors.into(),
     };
-    let streams = mounted(process_kubelet(containers, parts));
-    let service = router(store, streams, metrics, authenticator);
+    let authorize = SyntheticAuthzLayer::new(reviewer.clone()).node_name(flags.node_name.as_str());
+    let streams = mounted(process_kubelet(containers, parts, authorize));
+    let service = router(store, streams, metrics, reviewer)
+        .layer(authenticator.into_layer())
+        // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
+        .route("/healthz", get(|| async { "ok" }));
 
     say(format_args!("listening on {}", server.url()?));
-    say("ready");
+    match api.filter(|_| flags.register_node) {
+        None => say("ready"),
+        Some(api) => {
+            let node = Registration::new(api, &flags.node_name, server.address()?, flags.feature_gates)?;
+            // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another
+            // kubelet of that name may have registered it.
+            tokio::spawn(async move { stop.run_until_cancelled(node.keep(|| say("ready"))).await });
+        }
+    }
     server.serve(service, sessions).await
 }
 
-/// The real kubelet's routes, all of them behind authentication, as there.
-fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, authenticator: Authenticator) -> Router {
+/// The API server of this kubelet; none where no flag names one.
+fn api_client(flags: &Flags) -> Result<Option<Arc<ApiClient>>, Error> {
+    let in_dir = |dir: &PathBuf| dir.join("kubelet.kubeconfig");
+    let file = flags.kubeconfig.clone().or_else(|| flags.data_dir.as_ref().map(in_dir));
+    Ok(file.map(|file| ApiClient::new(&file)).transpose()?.map(Arc::new))
+}
+
+/// The real kubelet's routes, all of them behind authorization, as there.
+fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, reviewer: Reviewer) -> Router {
     let pods = move || {
         let (pods, _) = store.list(Kind::Pod);
         async move { Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods })) }
     };
-    Router::new()
+    // The stack authorizes what is a stream, and refuses what is none.
+    let streams = Router::new()
         .route("/exec/{*pod}", any_service(streams.clone()))
         .route("/attach/{*pod}", any_service(streams.clone()))
-        .route("/portForward/{*pod}", any_service(streams))
+        .route("/portForward/{*pod}", any_service(streams));
+    Router::new()
         .route("/pods", get(pods))
         .route("/metrics", get(move || async move { exposition(&[metrics]) }))
-        .route("/healthz", get(|| async { "ok" }))
-        .layer(from_fn(admin))
-        .layer(authenticator.into_layer())
-}
-
-/// Lets administrators through, and words it as a kubelet otherwise (pkg/kubelet/server/server.go `InstallAuthFilter`).
-async fn admin(request: Request, next: Next) -> Response<Body> {
-    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
-    if authz::is_admin(&caller) {
-        return next.run(request).await;
-    }
-    let verb = if request.method() == Method::POST { "create" } else { "get" };
-    let user = &caller.name;
-    let message = format!("Forbidden (user={user}, verb={verb}, resource=nodes, subresource(s)=[proxy])");
-    Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message).into_response(Dialect::Kubelet)
+        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+        .layer(from_fn(move |request, next| reviewer.clone().guard(request, next)))
+        .merge(streams)
 }
 
 /// Serving certificate and client CA: from the flags, and what they leave open from the data directory.

@@ -1,7 +1,7 @@
 //! Real kubectl forwards ports, through the examples as real processes, to a real web server.
 //!
-//! Every client that forwards (`support/kubectl.rs`) runs every case, through both topologies (`support/lab.rs`). A
-//! failure names client, topology and case. The variables are those of `tests/kubectl.rs`.
+//! Every client that forwards (`support/kubectl.rs`) runs every case, in one process, through a kubelet that ends tunnels
+//! itself, and through one that leaves it to the API server (`support/lab.rs`). A failure names client, topology and case. The variables are those of `tests/kubectl.rs`.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{
     Outcome, Scratch, count,
     forward::Forward,
     kubectl::{Run, forwarder, forwarders},
-    lab::{Lab, Session, Topology, sessions_in},
+    lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology, sessions_in},
     noise,
     pod::Pod,
     through::{self, soon},
@@ -49,17 +49,24 @@ const FORWARDS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_forwards_ports_of_the_demo_in_one_process() {
-    corpus(Topology::AllInOne).await;
+    corpus(Topology::AllInOne, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_forwards_ports_through_an_apiserver_and_a_kubelet_over_tls() {
-    corpus(Topology::TwoProcesses).await;
+    corpus(Topology::TwoProcesses, false).await;
 }
 
-async fn corpus(topology: Topology) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_forwards_ports_through_a_kubelet_that_speaks_websocket() {
+    corpus(Topology::TwoProcesses, true).await;
+}
+
+/// `passed`: the API server passes the tunnel on to the kubelet, which ends it.
+async fn corpus(topology: Topology, passed: bool) {
+    let settings = Settings { kubelet: if passed { &[] } else { NO_WEBSOCKETS }, ..Settings::default() };
     let pod = Pod::start().await.expect("the pod's servers start");
-    let lab = match Lab::start(topology).await {
+    let lab = match Lab::start_with(topology, settings).await {
         Ok(lab) => lab,
         Err(why) => panic!("{topology}: {why}"),
     };
@@ -74,7 +81,7 @@ async fn corpus(topology: Topology) {
         let mut failed = many;
         failed.extend(one.err().map(|why| format!("one port: {why}")));
         failed.extend(refused.err().map(|why| format!("refused port: {why}")));
-        failed.extend(session_log(&run, before).await.err().map(|why| format!("session log: {why}")));
+        failed.extend(session_log(&run, before, passed).await.err().map(|why| format!("session log: {why}")));
         if !failed.is_empty() {
             failures.push(format!("{client}, {topology}:\n  {}\n{}", failed.join("\n  "), lab.logs()));
         }
@@ -158,10 +165,11 @@ async fn refused_port(run: &Run<'_>, pod: &Pod) -> Outcome {
 }
 
 /// Which way the forwards went, by the API server's log: one line a session.
-async fn session_log(run: &Run<'_>, before: usize) -> Outcome {
+async fn session_log(run: &Run<'_>, before: usize, passed: bool) -> Outcome {
     let tunnelled = run.client.websocket;
     let all_in_one = run.lab.topology == Topology::AllInOne;
     let (wanted_in, wanted_out) = match (tunnelled, all_in_one) {
+        (true, _) if passed => (TUNNEL, TUNNEL),
         (true, _) => (TUNNEL, PROTOCOL),
         (false, false) => (PROTOCOL, PROTOCOL),
         // SPDY that is passed through in one process is one session: the kubelet's, which has no next hop.
@@ -316,7 +324,8 @@ enum Disturbance {
 async fn failing_connections_harm_no_other_of_the_same_forward() -> Outcome {
     let Some(client) = forwarder("1.37", true) else { return Ok(()) };
     let pod = Pod::start().await?;
-    let lab = Lab::start_with(Topology::TwoProcesses, &["--port-forward-errors=isolate"]).await?;
+    let settings = Settings { kubelet: &["--port-forward-errors=isolate"], ..Settings::default() };
+    let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
     let run = Run { lab: &lab, client: &client };
     let mut forward = Forward::start(&run, &[pod.echo, pod.closed, pod.resetting, pod.web]).await?;
     let ports =

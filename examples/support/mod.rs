@@ -9,6 +9,7 @@
 //! | `policy`, `rbac` | roles and bindings from manifests; what they allow |
 //! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
 //! | `objects`, `features`, `patch`, `locate` | Nodes and Pods in memory; what nodes declare; changes to them; from a pod to its kubelet's URL |
+//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack over processes of this host |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
@@ -20,16 +21,19 @@ pub mod api;
 pub mod at;
 pub mod authn;
 pub mod authz;
+pub mod client;
 pub mod features;
 pub mod kubeconfig;
 pub mod list;
 pub mod locate;
+pub mod node;
 pub mod objects;
 pub mod patch;
 pub mod pki;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;
+pub mod review;
 pub mod reviews;
 pub mod server;
 pub mod stack;

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tower::ServiceBuilder;
+use tower::{Layer, ServiceBuilder};
 use tower_kube_streaming::{
     FeatureGates,
     adapters::prometheus::StreamingMetrics,
     layers::{
         Metrics, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer,
-        danger::{PermitAll, PermitAllLayer},
     },
     port_forward::DialErrors,
     runtime::{Main, ProcessRuntime},
@@ -19,7 +18,8 @@ use tower_kube_streaming::{
 use super::objects::Container;
 
 /// `services::Kubelet` builds the same in one call.
-pub type ProcessKubelet = UpgradeDetect<Metrics<PermitAll<Translate<Tunnel<StreamingServer<ProcessRuntime>>>>>>;
+pub type ProcessKubelet<A> = UpgradeDetect<Metrics<<A as Layer<Adapted>>::Service>>;
+type Adapted = Translate<Tunnel<StreamingServer<ProcessRuntime>>>;
 
 /// What a kubelet's stack is built from.
 pub struct Parts {
@@ -29,8 +29,12 @@ pub struct Parts {
     pub dial_errors: DialErrors,
 }
 
-/// Serves exec, attach and port-forward of `containers`, whose main processes are started here.
-pub fn process_kubelet(containers: Vec<Container>, parts: Parts) -> ProcessKubelet {
+/// Serves exec, attach and port-forward of `containers`, whose main processes are started here, to whom the layer
+/// `authorize` lets in.
+pub fn process_kubelet<A>(containers: Vec<Container>, parts: Parts, authorize: A) -> ProcessKubelet<A>
+where
+    A: Layer<Adapted>,
+{
     let Parts { sessions, metrics, gates, dial_errors } = parts;
     let runtime = containers.into_iter().fold(ProcessRuntime::new(), |runtime, container| {
         let main = Main { command: container.command, tty: container.tty, stdin: container.stdin };
@@ -40,9 +44,7 @@ pub fn process_kubelet(containers: Vec<Container>, parts: Parts) -> ProcessKubel
     ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
         .layer(MetricsLayer::new(metrics))
-        // Who comes here has been let in: by its certificate at the kubelet, or by the API server's stack, which is in
-        // front of this one where both are one process.
-        .layer(PermitAllLayer)
+        .layer(authorize)
         // As in front of any container runtime: WebSocket comes in, SPDY goes on.
         .layer(TranslateLayer::new().gates(gates))
         .layer(TunnelLayer::new().gates(gates))

@@ -44,6 +44,22 @@ pub fn client_config(ca: &Path, own: &CertAndKey) -> Result<ClientConfig, Error>
         .context(own.cert.display())
 }
 
+/// A client that trusts `ca` and shows `own`, certificate and key, all in PEM. Without `ca` it trusts nobody.
+pub fn client_config_of_pem(ca: Option<&[u8]>, own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(ca.unwrap_or_default()) {
+        roots.add(cert.context("certificate authority")?).context("certificate authority")?;
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .context("TLS")?
+        .with_root_certificates(roots);
+    let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>().context("client certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(key).context("client key")?;
+    builder.with_client_auth_cert(chain, key).context("client certificate")
+}
+
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for cert in chain(path)? {

@@ -1,7 +1,9 @@
 //! The examples, built and started: all in one process, or API server and kubelet apart.
 
 use std::{
-    env, fmt, fs,
+    env,
+    ffi::OsString,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command as Cargo,
     sync::OnceLock,
@@ -30,6 +32,20 @@ impl fmt::Display for Topology {
     }
 }
 
+/// Turns off, at a kubelet, what the older ones lack: the API server translates and ends tunnels then.
+pub const NO_WEBSOCKETS: &[&str] = &["--feature-gates=ExtendWebSocketsToKubelet=false"];
+
+/// What the processes of a lab are told besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings<'a> {
+    /// Flags of the API server.
+    pub apiserver: &'a [&'a str],
+    /// Flags of the kubelet, if it is a process of its own.
+    pub kubelet: &'a [&'a str],
+    /// More YAML documents for two processes' API server.
+    pub objects: &'a str,
+}
+
 /// A running demo, with a data directory of its own.
 #[derive(Debug)]
 pub struct Lab {
@@ -37,46 +53,68 @@ pub struct Lab {
     pub apiserver: Process,
     pub kubelet: Option<Process>,
     pub kubeconfig: PathBuf,
+    /// Of both processes: certificates, tokens, kubeconfigs.
+    pub data: PathBuf,
     /// For files of the test. The "containers" are processes of this host, so they see it too.
     pub scratch: Scratch,
+    /// Given to whoever is the API server.
+    pub(super) always: Vec<OsString>,
 }
 
 impl Lab {
     pub async fn start(topology: Topology) -> Outcome<Self> {
-        Self::start_with(topology, &[]).await
+        Self::start_with(topology, Settings::default()).await
     }
 
-    /// With flags for the kubelet, if it is a process of its own.
-    pub async fn start_with(topology: Topology, kubelet_flags: &[&str]) -> Outcome<Self> {
+    /// In two processes the API server comes first and knows no Node; the kubelet registers it, and is ready then.
+    pub async fn start_with(topology: Topology, settings: Settings<'_>) -> Outcome<Self> {
         let scratch = Scratch::new("lab");
         let data = scratch.dir("data");
-        let (apiserver, kubelet) = match topology {
-            Topology::AllInOne => (apiserver(&data, None)?, None),
-            Topology::TwoProcesses => {
-                // The API server makes the CA, the kubelet needs it to start, and the API server needs to know the
-                // kubelet's port. So: CA first, from an API server that is stopped again.
-                let empty = scratch.path().join("empty.yaml");
-                write(&empty, "")?;
-                let first = apiserver(&data, Some(&empty))?;
-                first.ready().await?;
-                let status = first.stop().await?;
-                ensure!(status.success(), "an idle apiserver ended with {status} on SIGTERM");
-                let kubelet = kubelet(&data, kubelet_flags)?;
-                kubelet.ready().await?;
-                let said = kubelet.stdout.text();
-                let port = port_in(&said).ok_or_else(|| format!("kubelet's stdout names no port:\n{said}"))?;
-                let manifest = scratch.path().join("cluster.yaml");
-                write(&manifest, &cluster(port))?;
-                (apiserver(&data, Some(&manifest))?, Some(kubelet))
-            }
-        };
-        apiserver.ready().await?;
-        Ok(Self { topology, apiserver, kubelet, kubeconfig: data.join("kubeconfig"), scratch })
+        let mut always: Vec<OsString> = vec!["--data-dir".into(), data.clone().into()];
+        if topology == Topology::TwoProcesses {
+            let manifest = scratch.path().join("cluster.yaml");
+            write(&manifest, &format!("{PODS}---\n{}", settings.objects))?;
+            always.extend(["--manifest".into(), manifest.into()]);
+        }
+        let apiserver = start("apiserver", &always, settings.apiserver).await?;
+        let kubeconfig = data.join("kubeconfig");
+        let mut lab = Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always };
+        if topology == Topology::TwoProcesses {
+            lab.start_kubelet(settings.kubelet).await?;
+        }
+        Ok(lab)
+    }
+
+    /// Stops the API server, if it still runs, and starts one with these flags: at another port, with the same files, and
+    /// without what it had in memory.
+    pub async fn restart_apiserver(&mut self, flags: &[&str]) -> Outcome {
+        self.apiserver.end().await?;
+        self.apiserver = start("apiserver", &self.always, flags).await?;
+        Ok(())
+    }
+
+    /// Stops the kubelet, and starts one with these flags. It registers again, and is ready then.
+    pub async fn restart_kubelet(&mut self, flags: &[&str]) -> Outcome {
+        if let Some(mut kubelet) = self.kubelet.take() {
+            kubelet.end().await?;
+        }
+        self.start_kubelet(flags).await
+    }
+
+    async fn start_kubelet(&mut self, flags: &[&str]) -> Outcome {
+        let data = ["--data-dir".into(), self.data.clone().into()];
+        self.kubelet = Some(start("kubelet", &data, flags).await?);
+        Ok(())
     }
 
     /// The API server's log lines of sessions that have ended.
     pub fn sessions(&self) -> Vec<Session> {
         sessions_in(&self.apiserver.stderr.text())
+    }
+
+    /// The kubelet's log lines of sessions that have ended, if it is a process of its own.
+    pub fn kubelet_sessions(&self) -> Vec<Session> {
+        self.kubelet.as_ref().map_or_else(Vec::new, |kubelet| sessions_in(&kubelet.stderr.text()))
     }
 
     /// What the processes have logged, for a failure's report.
@@ -129,18 +167,12 @@ pub(super) fn write(path: &Path, text: &str) -> Outcome {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn apiserver(data: &Path, manifest: Option<&Path>) -> Outcome<Process> {
-    let mut command = example("apiserver");
-    command.arg("--listen").arg("127.0.0.1:0").arg("--data-dir").arg(data);
-    if let Some(manifest) = manifest {
-        command.arg("--manifest").arg(manifest);
-    }
-    Process::start("apiserver", &mut command)
-}
-
-fn kubelet(data: &Path, flags: &[&str]) -> Outcome<Process> {
-    let mut command = example("kubelet");
-    Process::start("kubelet", command.arg("--listen").arg("127.0.0.1:0").arg("--data-dir").arg(data).args(flags))
+/// Starts an example at a free port, and waits until it is ready.
+pub(super) async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
+    let mut command = example(name);
+    let process = Process::start(name, command.args(["--listen", "127.0.0.1:0"]).args(always).args(flags))?;
+    process.ready().await?;
+    Ok(process)
 }
 
 /// A built example's command. Log lines are read by tests, so they carry no colours.
@@ -188,7 +220,7 @@ pub(super) fn port_in(text: &str) -> Option<u16> {
     })
 }
 
-/// The demo's objects with the kubelet's real port, and a second Pod that has no default container.
+/// [`PODS`], and the Node of a kubelet at that port, for a kubelet that does not register.
 pub(super) fn cluster(kubelet_port: u16) -> String {
     format!(
         r#"apiVersion: v1
@@ -202,7 +234,12 @@ status:
   daemonEndpoints:
     kubeletEndpoint: {{Port: {kubelet_port}}}
 ---
-apiVersion: v1
+{PODS}"#
+    )
+}
+
+/// The demo's Pod, and a second one that has no default container.
+const PODS: &str = "apiVersion: v1
 kind: Pod
 metadata:
   name: demo
@@ -212,8 +249,8 @@ metadata:
 spec:
   nodeName: demo-node
   containers:
-    - {{name: shell, image: this-host, command: [/bin/sh], stdin: true, tty: true}}
-    - {{name: sidecar, image: this-host, command: [/bin/sh, -c, "true"]}}
+    - {name: shell, image: this-host, command: [/bin/sh], stdin: true, tty: true}
+    - {name: sidecar, image: this-host, command: [/bin/sh, -c, 'true']}
 status:
   phase: Running
 ---
@@ -225,10 +262,8 @@ metadata:
 spec:
   nodeName: demo-node
   containers:
-    - {{name: first, image: this-host, command: [/bin/sh]}}
-    - {{name: second, image: this-host, command: [/bin/sh]}}
+    - {name: first, image: this-host, command: [/bin/sh]}
+    - {name: second, image: this-host, command: [/bin/sh]}
 status:
   phase: Running
-"#
-    )
-}
+";

@@ -5,6 +5,7 @@
 //! | `process` | a child process whose output can be waited for, and that dies with its handle |
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
+//! | `http` | one plain request to a server of a lab; its metrics |
 //! | `proc` | what a process holds: memory, descriptors, threads, children |
 //! | `kubectl` | which kubectl binaries there are, and one run of one of them |
 //! | `forward` | a running `kubectl port-forward` |
@@ -15,6 +16,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod forward;
+pub mod http;
 pub mod kubectl;
 pub mod lab;
 pub mod plain;

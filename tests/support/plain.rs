@@ -1,19 +1,16 @@
 //! A lab over plain HTTP: sockets that tests can cut, slow down and count, and clients without TLS.
 
-use std::net::SocketAddr;
+use std::{ffi::OsString, net::SocketAddr};
 
 use super::{
     Outcome, Scratch,
-    lab::{Lab, Topology, cluster, example, port_in, write},
-    process::Process,
+    lab::{Lab, Topology, cluster, port_in, start, write},
 };
 
 impl Lab {
     /// API server and kubelet in two processes, without TLS.
     pub async fn plain() -> Outcome<Self> {
-        let mut kubelet = example("kubelet");
-        let kubelet = Process::start("kubelet", kubelet.args(["--listen", "127.0.0.1:0", "--insecure"]))?;
-        kubelet.ready().await?;
+        let kubelet = start("kubelet", &["--insecure".into()], &[]).await?;
         let said = kubelet.stdout.text();
         let port = port_in(&said).ok_or_else(|| format!("kubelet's stdout names no port:\n{said}"))?;
         let mut lab = Self::before(port).await?;
@@ -32,13 +29,11 @@ impl Lab {
         let data = scratch.dir("data");
         let manifest = scratch.path().join("cluster.yaml");
         write(&manifest, &cluster(kubelet_port))?;
-        let mut command = example("apiserver");
-        command.args(["--listen", "127.0.0.1:0", "--insecure", "--kubelet-insecure-http"]);
-        command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest).args(flags);
-        let apiserver = Process::start("apiserver", &mut command)?;
-        apiserver.ready().await?;
-        let kubeconfig = data.join("kubeconfig");
-        Ok(Self { topology: Topology::TwoProcesses, apiserver, kubelet: None, kubeconfig, scratch })
+        let mut always: Vec<OsString> = vec!["--data-dir".into(), data.clone().into()];
+        always.extend(["--insecure".into(), "--kubelet-insecure-http".into(), "--manifest".into(), manifest.into()]);
+        let apiserver = start("apiserver", &always, flags).await?;
+        let (topology, kubeconfig) = (Topology::TwoProcesses, data.join("kubeconfig"));
+        Ok(Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always })
     }
 
     /// Where the API server listens.

@@ -102,6 +102,23 @@ impl Process {
         }
     }
 
+    /// Stops it with SIGTERM, if it runs; a drain must end it with code 0 then.
+    pub async fn end(&mut self) -> Outcome {
+        if !self.runs() {
+            return Ok(());
+        }
+        signal(&self.child, Signal::TERM);
+        match timeout(Duration::from_secs(35), self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            ended => Err(format!("{}: {ended:?} after SIGTERM\nstderr:\n{}", self.name, self.stderr.text())),
+        }
+    }
+
+    /// Kills it, as a machine that loses its power.
+    pub async fn kill(&mut self) -> Outcome {
+        self.child.kill().await.map_err(|error| format!("{}: {error}", self.name))
+    }
+
     /// Whether it runs.
     pub fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
