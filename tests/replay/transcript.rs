@@ -193,6 +193,15 @@ impl Transcript {
         self.steps.first().and_then(|first| self.http(first.from, first.to)).expect("a recording begins with a request")
     }
 
+    /// Takes the bearer token out of the request, if it is somebody's.
+    pub(crate) fn take_token(&mut self) -> Option<String> {
+        let What::Http(request) = &mut self.steps.first_mut()?.what else { return None };
+        let at = request.headers.iter().position(|(name, _)| name == "Authorization")?;
+        let user = request.headers[at].1.strip_prefix("Bearer ")?.strip_suffix("-token")?.to_owned();
+        request.headers.remove(at);
+        Some(user)
+    }
+
     /// The WebSocket frames that went from one to the other.
     pub(crate) fn frames(&self, from: Who, to: Who) -> impl Iterator<Item = &Frame> {
         self.steps.iter().filter_map(move |step| match &step.what {
