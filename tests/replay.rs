@@ -10,6 +10,8 @@ mod client;
 mod deviations;
 #[path = "replay/kubelet.rs"]
 mod kubelet;
+#[path = "replay/objects.rs"]
+mod objects;
 mod support;
 #[path = "replay/tls.rs"]
 mod tls;
@@ -27,6 +29,7 @@ use std::{
 
 use futures_util::future::join_all;
 use kubelet::Kubelet;
+use objects::{ROLES, TOKENS, cluster};
 use support::{Outcome, Scratch, lab::example, process::Process};
 use tls::text_of;
 use tokio::net::{TcpListener, TcpStream};
@@ -36,60 +39,6 @@ use transcript::{Said, Transcript, Who};
 /// Where the recorded kubelets were: the one that answers, and the port where nothing listens.
 const RECORDED_KUBELET: &str = "127.0.0.1:10350";
 const RECORDED_NOTHING: &str = "127.0.0.1:10399";
-
-const TOKENS: &str =
-    "admin-token,admin,admin,\"system:masters\"\nviewer-token,viewer,viewer\nnobody-token,nobody,nobody\n";
-
-/// The recordings' roles. `viewer` may look, and nothing more; `nobody` may nothing.
-const ROLES: &str = r#"---
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: viewer}
-rules:
-  - {apiGroups: [""], resources: [pods, pods/exec, pods/attach, pods/portforward], verbs: [get, list, watch]}
-  - {apiGroups: [""], resources: [nodes/proxy], verbs: [get]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: viewer}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: viewer}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: viewer}]
-"#;
-
-/// A node, and the one pod on it.
-fn node_and_pod(node: &str, port: u16, features: &str, pod: &str) -> String {
-    format!(
-        r#"---
-apiVersion: v1
-kind: Node
-metadata: {{name: {node}}}
-status:
-  addresses: [{{type: InternalIP, address: 127.0.0.1}}]
-  daemonEndpoints: {{kubeletEndpoint: {{Port: {port}}}}}
-  declaredFeatures: [{features}]
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {pod}, namespace: default}}
-spec:
-  nodeName: {node}
-  containers: [{{name: c1, image: this-host, command: [/bin/sh]}}]
-status: {{phase: Running}}
-"#
-    )
-}
-
-fn cluster(kubelet: u16, nothing: u16) -> String {
-    const DECLARED: &str = "ExtendWebSocketsToKubelet";
-    [
-        node_and_pod("node-plain", kubelet, "", "demo"),
-        node_and_pod("node-ws", kubelet, DECLARED, "demo-ws"),
-        node_and_pod("node-down", nothing, "", "demo-down"),
-        node_and_pod("node-down-ws", nothing, DECLARED, "demo-down-ws"),
-        ROLES.to_owned(),
-    ]
-    .concat()
-}
 
 async fn connect(address: SocketAddr) -> Outcome<TcpStream> {
     TcpStream::connect(address).await.map_err(text_of("connect"))

@@ -95,7 +95,7 @@ impl Refusal {
             causes: Vec::new(),
         });
         // What Go words without an object has details nevertheless, and nothing in them.
-        let details = details.or_else(|| (self.code == StatusCode::METHOD_NOT_ALLOWED).then(Details::default));
+        let details = details.or_else(|| (self.reason == "MethodNotAllowed").then(Details::default));
         let status = Status {
             kind: Some("Status".into()),
             api_version: Some("v1".into()),
