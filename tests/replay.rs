@@ -88,7 +88,7 @@ async fn through_api_server(gates: &str, all: &[Transcript]) -> Outcome<BTreeMap
         kubelet.play(transcript);
         let io = secure(&data, None, address).await?;
         let mut ours = client::replay(io, Who::ApiServer, transcript).await.map_err(text_of(name))?;
-        kubelet.asked().iter().for_each(|request| ours.hop(request));
+        kubelet.said(transcript, &mut ours).await;
         let here =
             [(kubelet.address.to_string(), RECORDED_KUBELET), (format!("127.0.0.1:{nothing}"), RECORDED_NOTHING)];
         for value in ours.0.values_mut() {

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A server that neither answers nor closes is given up; that it did not is then the difference.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says what the recorded client said, and returns what it hears. After a 101 it listens until it has heard all
 /// that was recorded, the server's Close or the end; not at all if no message was recorded.

@@ -7,14 +7,16 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufStream},
+    io::{AsyncWriteExt, BufStream},
     net::{TcpListener, TcpStream},
     sync::mpsc,
+    time::timeout,
 };
 
 use super::{
-    transcript::{Http, Spdy, Step, Transcript, What, Who},
-    wire,
+    client::PATIENCE,
+    transcript::{Http, Said, Spdy, Step, Transcript, What, Who},
+    wire::{self, Streams},
 };
 
 /// A listener on a free port. Every connection is answered as the recording that was set last.
@@ -22,7 +24,14 @@ use super::{
 pub(crate) struct Kubelet {
     pub(crate) address: SocketAddr,
     script: Arc<Mutex<Vec<Step>>>,
-    asked: mpsc::UnboundedReceiver<Http>,
+    heard: mpsc::UnboundedReceiver<Heard>,
+}
+
+/// What a connection has brought.
+enum Heard {
+    Request(Http),
+    /// All streams of one that is over.
+    Streams(Streams),
 }
 
 impl Kubelet {
@@ -30,56 +39,94 @@ impl Kubelet {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let script = Arc::<Mutex<Vec<Step>>>::default();
-        let (ask, asked) = mpsc::unbounded_channel();
+        let (hear, heard) = mpsc::unbounded_channel();
         let current = script.clone();
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let script = current.lock().expect("nobody panics with it").clone();
                 // Its end is the API server's to see.
-                tokio::spawn(play(tcp, script, ask.clone()));
+                tokio::spawn(play(tcp, script, hear.clone()));
             }
         });
-        Ok(Self { address, script, asked })
+        Ok(Self { address, script, heard })
     }
 
     /// From now on: what this recording's kubelet said.
     pub(crate) fn play(&mut self, transcript: &Transcript) {
         let steps = transcript.steps.iter().filter(|step| [step.from, step.to].contains(&Who::Kubelet));
         *self.script.lock().expect("nobody panics with it") = steps.cloned().collect();
-        self.asked();
+        while self.heard.try_recv().is_ok() {}
     }
 
-    /// The requests since the last look. A server has asked before it answers.
-    pub(crate) fn asked(&mut self) -> Vec<Http> {
-        std::iter::from_fn(|| self.asked.try_recv().ok()).collect()
+    /// Adds what the API server has asked and sent since. It asks before it answers; what it sends is complete when it has
+    /// closed, which is waited for.
+    pub(crate) async fn said(&mut self, transcript: &Transcript, said: &mut Said) {
+        let mut ended = !transcript.has_streams();
+        loop {
+            let next = match self.heard.try_recv() {
+                Err(_) if ended => return,
+                // Without an end, what is heard by then is what differs.
+                Err(_) => timeout(PATIENCE, self.heard.recv()).await.ok().flatten(),
+                Ok(heard) => Some(heard),
+            };
+            match next {
+                Some(Heard::Request(request)) => said.hop(&request),
+                Some(Heard::Streams(streams)) => {
+                    said.streams(&streams);
+                    ended = true;
+                }
+                None => ended = true,
+            }
+        }
     }
 }
 
-async fn play(tcp: TcpStream, script: Vec<Step>, ask: mpsc::UnboundedSender<Http>) -> io::Result<()> {
+async fn play(tcp: TcpStream, script: Vec<Step>, hear: mpsc::UnboundedSender<Heard>) -> io::Result<()> {
     let mut io = BufStream::new(tcp);
-    let _ = ask.send(wire::read_head(&mut io).await?);
+    let _ = hear.send(Heard::Request(wire::read_head(&mut io).await?));
+    if script.iter().any(|step| matches!(step.what, What::Spdy(_))) {
+        let mut streams = Streams::default();
+        let ended = play_streams(&mut io, &script, &mut streams).await;
+        let _ = hear.send(Heard::Streams(streams));
+        return ended;
+    }
     let mut upgraded = false;
-    let mut first = true;
-    // The request itself is the first step.
-    for step in script.iter().skip(1) {
-        match (step.from, &step.what) {
-            (Who::Kubelet, What::Http(answer)) => {
+    for step in script.iter().filter(|step| step.from == Who::Kubelet) {
+        match &step.what {
+            What::Http(answer) => {
                 upgraded = answer.line.contains(" 101 ");
                 io.write_all(&wire::http(answer)).await?;
             }
-            (Who::Kubelet, What::WebSocket(frame)) => io.write_all(&wire::frame(frame)).await?,
+            What::WebSocket(frame) => io.write_all(&wire::frame(frame)).await?,
+            What::Spdy(_) => unreachable!("it is played above"),
+        }
+        io.flush().await?;
+    }
+    if !upgraded {
+        io.shutdown().await?;
+    }
+    tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// Speaks in turn: waits for what was heard before what was said. Ends with the connection.
+async fn play_streams(io: &mut BufStream<TcpStream>, script: &[Step], streams: &mut Streams) -> io::Result<()> {
+    let mut recorded = Streams::default();
+    let mut first = true;
+    for step in script {
+        match (step.from, &step.what) {
+            (Who::Kubelet, What::Http(answer)) => io.write_all(&wire::http(answer)).await?,
             (Who::Kubelet, What::Spdy(frame)) => io.write_all(&wire::spdy(frame, &mut first)).await?,
-            (_, What::Spdy(Spdy::SynStream(stream))) => wire::read_syn_stream(&mut io, *stream).await?,
+            (_, What::Spdy(Spdy::SynStream(stream))) => streams.until_open(io, *stream).await?,
+            (_, What::Spdy(Spdy::Data { stream, flags, payload })) => {
+                recorded.add(*stream, flags & 1 == 1, payload);
+                streams.until_heard(io, *stream, &recorded).await?;
+            }
             _ => {}
         }
         io.flush().await?;
     }
-    if upgraded {
-        tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
-    } else {
-        io.shutdown().await?;
-        let mut rest = Vec::new();
-        io.read_to_end(&mut rest).await?;
+    loop {
+        streams.read(io).await?;
     }
-    Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fs, iter, path::Path, str};
 
+use super::wire::Streams;
+
 /// Where the recordings lie.
 pub(crate) fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts"))
@@ -48,10 +50,12 @@ pub(crate) struct Http {
     pub(crate) body: Vec<u8>,
 }
 
-/// A whole WebSocket message, or a control frame.
+/// A WebSocket frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) opcode: u8,
+    /// Whether it ends its message.
+    pub(crate) fin: bool,
     pub(crate) masked: bool,
     pub(crate) payload: Vec<u8>,
 }
@@ -64,7 +68,8 @@ pub(crate) enum Spdy {
     Data { stream: u32, flags: u8, payload: Vec<u8> },
 }
 
-pub(crate) const OPCODES: [(&str, u8); 5] = [("TEXT", 1), ("BINARY", 2), ("CLOSE", 8), ("PING", 9), ("PONG", 10)];
+pub(crate) const OPCODES: [(&str, u8); 6] =
+    [("CONT", 0), ("TEXT", 1), ("BINARY", 2), ("CLOSE", 8), ("PING", 9), ("PONG", 10)];
 
 /// All recordings of a server, by name.
 pub(crate) fn load(server: &str) -> Vec<Transcript> {
@@ -118,7 +123,8 @@ fn parse_line(all: &mut Transcript, line: &str) -> Option<()> {
         (Some("WS"), [opcode, rest @ ..]) => {
             let (_, opcode) = OPCODES.into_iter().find(|(name, _)| name == opcode)?;
             let payload = if opcode == 8 { code(text)? } else { unescape(text)? };
-            What::WebSocket(Frame { opcode, masked: from == Who::Client && rest.is_empty(), payload })
+            let fin = !rest.contains(&"fin=0");
+            What::WebSocket(Frame { opcode, fin, masked: from == Who::Client && !rest.contains(&"unmasked"), payload })
         }
         (Some("SPDY"), [kind, stream, flags]) => {
             let stream = stream.parse().ok()?;
@@ -219,7 +225,19 @@ impl Transcript {
         if let Some(hop) = self.http(Who::ApiServer, Who::Kubelet) {
             said.hop(hop);
         }
+        let mut streams = Streams::default();
+        for step in self.steps.iter().filter(|step| step.from == Who::ApiServer) {
+            if let What::Spdy(Spdy::Data { stream, flags, payload }) = &step.what {
+                streams.add(*stream, flags & 1 == 1, payload);
+            }
+        }
+        said.streams(&streams);
         said
+    }
+
+    /// Whether the kubelet spoke SPDY.
+    pub(crate) fn has_streams(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.what, What::Spdy(_)))
     }
 }
 
@@ -229,6 +247,7 @@ impl Transcript {
 /// - `first message`: the empty one that goes before all output.
 /// - `channel N`: all that came on that channel of a WebSocket, however it was cut. `CLOSE`, `PONG`: their payloads.
 /// - `hop`, `hop header NAME`: the request to the kubelet.
+/// - `hop stream N`: all that went to the kubelet on that SPDY stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said(pub(crate) BTreeMap<String, String>);
 
@@ -252,6 +271,13 @@ impl Said {
     pub(crate) fn hop(&mut self, request: &Http) {
         self.add("hop".into(), &request.line, "; ");
         self.headers("hop header", request);
+    }
+
+    pub(crate) fn streams(&mut self, streams: &Streams) {
+        for (stream, bytes, end) in streams.data() {
+            let end = if end { ", then its end" } else { "" };
+            self.add(format!("hop stream {stream}"), &(escape(bytes) + end), "; ");
+        }
     }
 
     fn headers(&mut self, what: &str, http: &Http) {

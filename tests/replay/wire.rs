@@ -1,6 +1,9 @@
 //! HTTP heads and WebSocket and SPDY frames, by hand: what is replayed must not pass through the code that is tested.
 
-use std::io;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
 
@@ -45,8 +48,10 @@ pub(crate) async fn read_body(from: &mut (impl AsyncBufRead + Unpin), head: &Htt
 pub(crate) fn frame(frame: &Frame) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let length = u8::try_from(frame.payload.len()).ok().filter(|length| *length < 126);
-    let mut bytes =
-        vec![0x80 | frame.opcode, length.expect("recorded messages are short") | (u8::from(frame.masked) << 7)];
+    let mut bytes = vec![
+        (u8::from(frame.fin) << 7) | frame.opcode,
+        length.expect("recorded messages are short") | (u8::from(frame.masked) << 7),
+    ];
     if frame.masked {
         bytes.extend(MASK);
         bytes.extend(frame.payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
@@ -66,7 +71,7 @@ pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Resul
     };
     let mut payload = vec![0; length];
     from.read_exact(&mut payload).await?;
-    Ok(Frame { opcode: first & 0x0f, masked: false, payload })
+    Ok(Frame { opcode: first & 0x0f, fin: first >> 7 == 1, masked: false, payload })
 }
 
 /// The bytes of a SPDY frame that a server sends. `first` of the connection's header blocks also begins the zlib stream:
@@ -89,15 +94,60 @@ pub(crate) fn spdy(frame: &Spdy, first: &mut bool) -> Vec<u8> {
     }
 }
 
-/// Reads SPDY frames until that stream is opened.
-pub(crate) async fn read_syn_stream(from: &mut (impl AsyncRead + Unpin), stream: u32) -> io::Result<()> {
-    loop {
-        let head = from.read_u32().await?;
-        let length = from.read_u32().await? & 0x00ff_ffff;
-        let mut payload = vec![0; usize::try_from(length).expect("24 bits")];
-        from.read_exact(&mut payload).await?;
-        if head == 0x8003_0001 && payload.get(..4) == Some(&stream.to_be_bytes()[..]) {
-            return Ok(());
+/// What came on a SPDY connection so far.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    opened: BTreeSet<u32>,
+    data: BTreeMap<u32, (Vec<u8>, bool)>,
+}
+
+impl Streams {
+    /// Reads frames until one of them opens that stream.
+    pub(crate) async fn until_open(&mut self, from: &mut (impl AsyncRead + Unpin), stream: u32) -> io::Result<()> {
+        while !self.opened.contains(&stream) {
+            self.read(from).await?;
         }
+        Ok(())
+    }
+
+    /// Reads frames until as much data came on that stream as on the recorded one, and its end if that came too.
+    pub(crate) async fn until_heard(
+        &mut self,
+        from: &mut (impl AsyncRead + Unpin),
+        stream: u32,
+        recorded: &Self,
+    ) -> io::Result<()> {
+        let heard = |streams: &Self| streams.data.get(&stream).map_or((0, false), |(bytes, end)| (bytes.len(), *end));
+        let (length, end) = heard(recorded);
+        while heard(self).0 < length || (end && !heard(self).1) {
+            self.read(from).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads one frame.
+    pub(crate) async fn read(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+        let head = from.read_u32().await?;
+        let length = from.read_u32().await?;
+        let mut payload = vec![0; usize::try_from(length & 0x00ff_ffff).expect("24 bits")];
+        from.read_exact(&mut payload).await?;
+        if head >> 31 == 0 {
+            self.add(head, length >> 24 == 1, &payload);
+        } else if head == 0x8003_0001 {
+            let stream = payload.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+            self.opened.insert(u32::from_be_bytes(*stream));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add(&mut self, stream: u32, end: bool, payload: &[u8]) {
+        let (bytes, ended) = self.data.entry(stream).or_default();
+        bytes.extend(payload);
+        *ended |= end;
+    }
+
+    /// The streams on which something came: their bytes, and whether they ended.
+    pub(crate) fn data(&self) -> impl Iterator<Item = (u32, &[u8], bool)> {
+        self.data.iter().map(|(stream, (bytes, end))| (*stream, bytes.as_slice(), *end))
     }
 }
