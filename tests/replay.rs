@@ -12,6 +12,8 @@ mod deviations;
 mod kubelet;
 #[path = "replay/objects.rs"]
 mod objects;
+#[path = "replay/said.rs"]
+mod said;
 mod support;
 #[path = "replay/tls.rs"]
 mod tls;
@@ -30,11 +32,12 @@ use std::{
 use futures_util::future::join_all;
 use kubelet::Kubelet;
 use objects::{ROLES, TOKENS, cluster};
+use said::Said;
 use support::{Outcome, Scratch, lab::example, process::Process};
 use tls::text_of;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::{client::TlsStream, rustls::pki_types::ServerName};
-use transcript::{Said, Transcript, Who};
+use transcript::{Transcript, Who};
 
 /// Where the recorded kubelets were: the one that answers, and the port where nothing listens.
 const RECORDED_KUBELET: &str = "127.0.0.1:10350";
@@ -56,10 +59,12 @@ async fn secure(data: &Path, user: Option<&str>, address: SocketAddr) -> Outcome
     tls::connector(data, user)?.connect(name, connect(address).await?).await.map_err(text_of("TLS"))
 }
 
-/// A port of this host where nothing listens.
-async fn closed_port() -> Outcome<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(text_of("bind"))?;
-    Ok(listener.local_addr().map_err(text_of("bind"))?.port())
+/// A port of this host that is taken, and where nothing listens.
+fn closed_port() -> Outcome<(TcpSocket, u16)> {
+    let socket = TcpSocket::new_v4().map_err(text_of("socket"))?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(text_of("bind"))?;
+    let port = socket.local_addr().map_err(text_of("bind"))?.port();
+    Ok((socket, port))
 }
 
 /// Replays these recordings to an API server with those gates: what it said, and what was recorded.
@@ -71,7 +76,7 @@ async fn through_api_server(gates: &str, all: &[Transcript]) -> Outcome<BTreeMap
         fs::write(&path, text).map(|()| path).map_err(text_of(name))
     };
     let mut kubelet = Kubelet::start().await.map_err(text_of("kubelet"))?;
-    let nothing = closed_port().await?;
+    let (_reserved, nothing) = closed_port()?;
     let mut command = example("apiserver");
     command.args(["--listen", "127.0.0.1:0", "--kubelet-insecure-http", "--data-dir"]).arg(&data);
     command.arg("--manifest").arg(write("cluster.yaml", &cluster(kubelet.address.port(), nothing))?);

@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use super::{
-    transcript::{Frame, Said, Transcript, Who},
+    said::Said,
+    transcript::{Frame, Transcript, Who},
     wire,
 };
 

@@ -6,7 +6,7 @@ use std::{
     env, fs,
 };
 
-use super::transcript::{Said, folder};
+use super::{said::Said, transcript::folder};
 
 /// A row of DESIGN.md's table.
 #[derive(Debug)]

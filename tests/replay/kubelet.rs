@@ -15,7 +15,8 @@ use tokio::{
 
 use super::{
     client::PATIENCE,
-    transcript::{Http, Said, Spdy, Step, Transcript, What, Who},
+    said::Said,
+    transcript::{Http, Spdy, Step, Transcript, What, Who},
     wire::{self, Streams},
 };
 
