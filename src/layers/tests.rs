@@ -97,6 +97,12 @@ async fn other_methods_are_refused_in_the_dialect_of_the_hop() {
             assert_pending!(inner.poll_request());
             let kind = response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
             assert_eq!(kind.starts_with("application/json"), dialect == Dialect::ApiServer, "{kind}");
+            let allow = response.headers().get(header::ALLOW).map(|allow| allow.to_str().unwrap());
+            assert_eq!(allow, (dialect == Dialect::Kubelet).then_some("GET, POST"));
+            if dialect == Dialect::ApiServer {
+                let body = text(response).await;
+                assert!(body.ends_with("\"reason\":\"MethodNotAllowed\",\"details\":{},\"code\":405}\n"), "{body}");
+            }
         }
     }
 }
@@ -196,6 +202,7 @@ async fn refusals_read_as_kubernetes_has_them() {
         assert_eq!(text(response).await, format!("{head}{body}\n"));
         let response: Response<Body> = refusal.into_response(Dialect::Kubelet);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert_eq!(response.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
         assert_eq!(text(response).await, format!("{message}\n"));
     }
 }

@@ -97,6 +97,9 @@ impl Refusal {
     }
 
     /// The response this refusal becomes in `dialect`.
+    ///
+    /// As text it has one form: a newline at its end, and no guessing by browsers what it may be. Upstream's differ by the
+    /// Go library that writes them.
     #[must_use]
     pub fn into_response<R: From<Bytes>>(self, dialect: Dialect) -> Response<R> {
         let (kind, body) = match dialect {
@@ -110,20 +113,28 @@ impl Refusal {
         if self.retry_after > 0 {
             headers.insert(header::RETRY_AFTER, self.retry_after.into());
         }
+        if dialect == Dialect::Kubelet {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            if self.code == StatusCode::METHOD_NOT_ALLOWED {
+                // RFC 9110, 15.5.6. kube-apiserver leaves it out.
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+            }
+        }
         response
     }
 
     fn status_json(&self) -> String {
-        let (name, kind) = self.details.clone().unwrap_or_default();
-        let details =
-            Details { name, kind: kind.to_owned(), retry_after_seconds: self.retry_after, ..Details::default() };
+        let details = (self.details.is_some() || self.retry_after > 0).then(|| {
+            let (name, kind) = self.details.clone().unwrap_or_default();
+            Details { name, kind: kind.to_owned(), retry_after_seconds: self.retry_after, ..Details::default() }
+        });
         let status = Status {
             kind: Some("Status".into()),
             api_version: Some("v1".into()),
             status: "Failure".into(),
             message: self.message.clone(),
             reason: self.reason.into(),
-            details: Some(details).filter(|details| *details != Details::default()),
+            details,
             code: self.code.as_u16(),
             ..Status::default()
         };

@@ -66,9 +66,7 @@ use crate::{
         over_websocket::{self, WsProtocol, settling},
     },
     runtime::{Runtime, Session},
-    upgrade::{
-        Leg, Permit, Refusal, SessionLimits, Subresource, Target, accept, can_switch, is_websocket, permitted,
-    },
+    upgrade::{Leg, Permit, Refusal, SessionLimits, Subresource, Target, accept, can_switch, is_websocket, permitted},
 };
 
 type Answer = Response<Full<Bytes>>;
