@@ -8,13 +8,18 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use support::{Outcome, lab::Lab, skip};
+use support::{
+    Outcome,
+    lab::{Lab, sessions_in},
+    skip,
+};
 use tokio::{io::AsyncWriteExt, net::TcpStream, process::Command};
 use tower_kube_streaming_testing::client::{Exec, Spdy, V5};
 
@@ -88,6 +93,11 @@ async fn traffic(lab: &Lab) -> Outcome {
     for (path, code) in [(exec.clone(), 400), (exec.replace("/demo/", "/nosuch/"), 404)] {
         let (answer, text) = get(lab.address(), &path).await?;
         ensure!(answer == code, "{path}: {answer} {text}");
+    }
+    // A session is counted before its line is written.
+    for process in [Some(&lab.apiserver), lab.kubelet.as_ref()].into_iter().flatten() {
+        let both = |text: &str| sessions_in(text).len() >= 2;
+        process.stderr.until(Duration::from_secs(30), "the end of both sessions", both).await?;
     }
     Ok(())
 }
