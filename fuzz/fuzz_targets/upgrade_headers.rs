@@ -91,7 +91,9 @@ fn check_refusal(dialect: Dialect, response: &Response<Bytes>) {
             assert_eq!((&status["kind"], &status["status"]), (&"Status".into(), &"Failure".into()));
             assert_eq!(status["code"], response.status().as_u16());
         }
-        Dialect::Kubelet => assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8"),
+        Dialect::Kubelet | Dialect::Runtime => {
+            assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+        }
     }
 }
 
@@ -162,7 +164,9 @@ fn negotiate(runtime: &Runtime, dialect: Dialect, head: &Head) {
                 let adapting = TranslateLayer::new().layer(TunnelLayer::new().layer(leaf()));
                 detect.layer(PermitAllLayer.layer(adapting)).call(head.request()).await
             }
-            Dialect::Kubelet => detect.layer(PermitAllLayer.layer(leaf())).call(head.request()).await,
+            Dialect::Kubelet | Dialect::Runtime => {
+                detect.layer(PermitAllLayer.layer(leaf())).call(head.request()).await
+            }
         }
     });
     let Ok(response) = response;
@@ -249,7 +253,7 @@ fuzz_target!(|input: &[u8]| {
     // Names and words of anybody's are rendered safely.
     let text = String::from_utf8_lossy(input);
     for refusal in [Refusal::not_found("pods", &text), Refusal::forbidden("pods", &text, &text)] {
-        for dialect in [Dialect::ApiServer, Dialect::Kubelet] {
+        for dialect in [Dialect::ApiServer, Dialect::Kubelet, Dialect::Runtime] {
             let response: Response<Bytes> = refusal.clone().into_response(dialect);
             check_refusal(dialect, &response);
             if dialect == Dialect::ApiServer {

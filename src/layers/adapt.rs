@@ -59,7 +59,7 @@ impl Settings {
         let Permit(target) = extensions.get::<Permit>().filter(|permit| subresources.contains(&permit.subresource))?;
         let gate = match target.dialect {
             Dialect::ApiServer => gate,
-            Dialect::Kubelet => Gate::ExtendWebSocketsToKubelet,
+            Dialect::Kubelet | Dialect::Runtime => Gate::ExtendWebSocketsToKubelet,
         };
         if self.off || !self.gates.enabled(gate) {
             return None;

@@ -186,7 +186,7 @@ impl Support {
                 hop.speaks_websocket(speaks)
             }
             // The gate and the declaration are about kubelets, and this hop is a container runtime.
-            Dialect::Kubelet => hop,
+            Dialect::Kubelet | Dialect::Runtime => hop,
         }
     }
 }

@@ -47,8 +47,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Version};
+use http::{Extensions, Method, Request, Response, Version, request};
 use tower::{Layer, Service};
+use tracing::Span;
 
 pub use super::future::ResponseFuture;
 use super::{feature_routing::Hop, metrics::Recorder, origin};
@@ -110,12 +111,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let UpgradeDetectLayer { dialect, sessions, allowed_origins } = &self.layer;
-        let extensions = request.extensions_mut();
-        extensions.remove::<Permit>();
-        extensions.remove::<StreamRequest>();
-        extensions.remove::<NoStream>();
-        extensions.remove::<Hop>();
-        extensions.remove::<Recorder>();
+        forget_outer_stack(request.extensions_mut());
         let Some(parsed) = Target::parse(*dialect, request.method(), request.uri()) else {
             request.extensions_mut().insert(NoStream(*dialect));
             return ResponseFuture::forwarded(self.inner.call(request));
@@ -129,21 +125,36 @@ where
             Err(refusal) => return ResponseFuture::refused(refusal.into_response(*dialect)),
         };
         let (mut parts, body) = request.into_parts();
-        let trace_id = trace_id(&parts.headers);
-        let extensions = &mut parts.extensions;
-        let caller = extensions.get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
-        let session = Session::new(sessions.clone(), caller, Arc::clone(&target), trace_id);
-        let span = session.span().clone();
-        if let Some(outer) = extensions.remove::<Session>() {
-            // What the outer stack's layers hold lives as long as the stream, whoever serves it, and they learn its end.
-            session.hold_session(outer);
-        }
-        extensions.insert(session);
-        extensions.insert(StreamRequest(target));
+        let span = announce(&mut parts, target, sessions);
         let request = Request::from_parts(parts, body);
         let inner = span.in_scope(|| self.inner.call(request));
         ResponseFuture::forwarded_in(span, inner)
     }
+}
+
+/// Takes out what an outer stack of the same process left behind: what was allowed there is not allowed here.
+pub(crate) fn forget_outer_stack(extensions: &mut Extensions) {
+    extensions.remove::<Permit>();
+    extensions.remove::<StreamRequest>();
+    extensions.remove::<NoStream>();
+    extensions.remove::<Hop>();
+    extensions.remove::<Recorder>();
+}
+
+/// Puts what is asked for and its session into the request. Returns the session's span.
+pub(crate) fn announce(request: &mut request::Parts, target: Arc<Target>, sessions: &Sessions) -> Span {
+    let trace_id = trace_id(&request.headers);
+    let extensions = &mut request.extensions;
+    let caller = extensions.get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
+    let session = Session::new(sessions.clone(), caller, Arc::clone(&target), trace_id);
+    let span = session.span().clone();
+    if let Some(outer) = extensions.remove::<Session>() {
+        // What the outer stack's layers hold lives as long as the stream, whoever serves it, and they learn its end.
+        session.hold_session(outer);
+    }
+    extensions.insert(session);
+    extensions.insert(StreamRequest(target));
+    span
 }
 
 /// Upstream answers nothing but "Upgrade request required", whatever the version.

@@ -26,6 +26,8 @@ impl Target {
         let mut target = match dialect {
             Dialect::ApiServer => api_server_path(&segments)?,
             Dialect::Kubelet => kubelet_path(&segments)?,
+            // A token says nothing of what it stands for.
+            Dialect::Runtime => return None,
         };
         if method != Method::GET && method != Method::POST {
             return Some(Err(Refusal::method_not_allowed()));
@@ -34,6 +36,7 @@ impl Target {
         let options = match dialect {
             Dialect::ApiServer => api_server_options(target.subresource, &query, &mut target.container),
             Dialect::Kubelet => kubelet_options(target.subresource, &query),
+            Dialect::Runtime => return None,
         };
         Some(options.and_then(|options| {
             target.check_names()?;

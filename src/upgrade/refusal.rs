@@ -10,7 +10,7 @@ use crate::status::{Details, Status};
 
 /// A cause that makes a request fail before its `101`.
 ///
-/// Rendered as a Kubernetes `Status` at an API server, as plain text at a kubelet.
+/// Rendered as a Kubernetes `Status` at an API server, as plain text at a kubelet and at a runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     code: StatusCode,
@@ -104,7 +104,7 @@ impl Refusal {
     pub fn into_response<R: From<Bytes>>(self, dialect: Dialect) -> Response<R> {
         let (kind, body) = match dialect {
             Dialect::ApiServer => ("application/json", self.status_json()),
-            Dialect::Kubelet => ("text/plain; charset=utf-8", self.message + "\n"),
+            Dialect::Kubelet | Dialect::Runtime => ("text/plain; charset=utf-8", self.message + "\n"),
         };
         let mut response = Response::new(R::from(Bytes::from(body)));
         *response.status_mut() = self.code;
@@ -113,7 +113,7 @@ impl Refusal {
         if self.retry_after > 0 {
             headers.insert(header::RETRY_AFTER, self.retry_after.into());
         }
-        if dialect == Dialect::Kubelet {
+        if dialect != Dialect::ApiServer {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             if self.code == StatusCode::METHOD_NOT_ALLOWED {
                 // RFC 9110, 15.5.6. kube-apiserver leaves it out.

@@ -38,6 +38,9 @@ pub enum Dialect {
     ApiServer,
     /// `/exec/{ns}/{pod}[/{uid}]/{container}?input=1`; refusals are plain text.
     Kubelet,
+    /// `/exec/{token}`: what the token stands for was issued before, so no target is read from such a URL. Refusals are
+    /// plain text. See [`CriStreaming`](crate::services::CriStreaming).
+    Runtime,
 }
 
 /// Which streams a session has, and what it runs.
@@ -62,13 +65,13 @@ pub struct StreamOptions {
 pub struct Target {
     /// What to do with the pod.
     pub subresource: Subresource,
-    /// Namespace of the pod.
+    /// Namespace of the pod; empty at a [`Runtime`](Dialect::Runtime), which is asked by id.
     pub namespace: String,
-    /// Name of the pod.
+    /// Name of the pod. At a [`Runtime`](Dialect::Runtime) the id of the sandbox for port-forward, else empty.
     pub pod: String,
     /// UID of the pod, where the URL names one.
     pub uid: Option<String>,
-    /// Name of the container; `None` where the request names none.
+    /// Name of the container, at a [`Runtime`](Dialect::Runtime) its id; `None` where the request names none.
     pub container: Option<String>,
     /// Streams and command.
     pub options: StreamOptions,

@@ -60,7 +60,7 @@ impl Attributes {
         let (resource, subresource, namespace, name) = match target.dialect {
             Dialect::ApiServer => ("pods", target.subresource.as_str(), target.namespace.clone(), target.pod.clone()),
             // Upstream's kubelet, `auth.go`: exec, attach and portForward are always `proxy` of its own node.
-            Dialect::Kubelet => ("nodes", "proxy", String::new(), node.to_owned()),
+            Dialect::Kubelet | Dialect::Runtime => ("nodes", "proxy", String::new(), node.to_owned()),
         };
         Self { caller, verb, resource, subresource, namespace, name, target }
     }

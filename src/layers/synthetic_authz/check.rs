@@ -70,7 +70,7 @@ impl Check {
         if layer.behind_authorizer {
             check_decided(decided, natural, &target)?;
         }
-        let create = natural != Verb::Create && (layer.gate || target.dialect == Dialect::Kubelet);
+        let create = natural != Verb::Create && (layer.gate || target.dialect != Dialect::ApiServer);
         let in_front = if layer.behind_authorizer { Told::InFront } else { Told::NotAsked };
         let first = match (layer.behind_authorizer, create) {
             (false, _) => Some(natural),
@@ -144,7 +144,7 @@ impl Check {
         let synthetic = verb != self.natural;
         let refusal = match target.dialect {
             // `auth.go` and `server.go` (`InstallAuthFilter`) of the kubelet, which gives no reason.
-            Dialect::Kubelet => Refusal::new(
+            Dialect::Kubelet | Dialect::Runtime => Refusal::new(
                 StatusCode::FORBIDDEN,
                 "Forbidden",
                 format!("Forbidden (user={user}, verb={verb}, resource=nodes, subresource(s)=[proxy])"),
@@ -176,7 +176,7 @@ impl Check {
             %error, "stream refused: the authorizer failed",
         );
         let refusal = match target.dialect {
-            Dialect::Kubelet => {
+            Dialect::Kubelet | Dialect::Runtime => {
                 let (user, verb) = (&self.caller.name, self.asking);
                 let asked = format!("user={user}, verb={verb}, resource=nodes, subresource=proxy");
                 Refusal::internal(format!("Authorization error ({asked})"))

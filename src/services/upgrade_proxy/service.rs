@@ -212,11 +212,12 @@ fn relative(mut request: Request<Empty<Bytes>>) -> Request<Empty<Bytes>> {
 }
 
 /// What upstream says to a request that is no upgrade. The kubelet says it with 500, deliberately kept
-/// (`pkg/kubelet/server/server.go`, `responder.Error`, 1.36).
+/// (`pkg/kubelet/server/server.go`, `responder.Error`, 1.36). A runtime takes it for a SPDY handshake that is not whole.
 pub(in crate::services) fn upgrade_required(dialect: Dialect) -> Refusal {
     match dialect {
         Dialect::ApiServer => Refusal::bad_request("Upgrade request required"),
         Dialect::Kubelet => Refusal::internal("Upgrade request required"),
+        Dialect::Runtime => Refusal::bad_request("unable to upgrade: missing upgrade headers in request"),
     }
 }
 
