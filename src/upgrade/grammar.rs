@@ -381,5 +381,9 @@ mod tests {
         for uri in ["/exec/a/b", "/exec/a/b/c/d/e", "/portforward/a/b", "/run/a/b/c", "/exec/a//c"] {
             assert!(parse(Dialect::Kubelet, uri).is_none(), "{uri}");
         }
+        // What a token stands for is not in its URL.
+        for uri in ["/exec/AAAAAAAAAAAAAAAAAAAAAA", "/exec/ns/p/c?command=x&output=1", "/portforward/t?port=1"] {
+            assert!(parse(Dialect::Runtime, uri).is_none(), "{uri}");
+        }
     }
 }

@@ -7,6 +7,9 @@
 //! and their base64 forms; port-forward over SPDY and legacy WebSocket. [`offer_v5`](StreamingServer::offer_v5) adds v5,
 //! [`offer_tunnel`](StreamingServer::offer_tunnel) port-forward in a tunnel.
 //!
+//! In a kubelet the authorizing layer is in front of it; in a container runtime [`CriStreaming`](super::CriStreaming), which
+//! serves the URLs that CRI's RPCs answer with.
+//!
 //! ```
 //! # #[cfg(feature = "process")] {
 //! use http::{Extensions, Request, header};
