@@ -1,5 +1,5 @@
 //! The example kubelet at its API server: what it reads from a kubeconfig, registers, asks, and remembers. The API server
-//! is scripted; tests/node.rs has the real one.
+//! is scripted; tests/node.rs and tests/kubelet_authz.rs have the real one.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
