@@ -247,7 +247,7 @@ async fn a_review_asks_about_the_node_and_only_allowed_is_allowed() {
         },
     });
     assert_eq!(api.seen()[0].3["spec"], spec);
-    // Known now, so nobody is asked; another verb, subresource, name or group is another question.
+    // Known now, so nobody is asked; another verb, subresource, name, group, uid or extra is another question.
     let asked = api.seen().len();
     let _ = reviewer.decide(&Caller::new("a", ["dev"]), Verb::Create, "proxy").await.unwrap();
     assert_eq!(api.seen().len(), asked);
@@ -259,6 +259,21 @@ async fn a_review_asks_about_the_node_and_only_allowed_is_allowed() {
     ] {
         reviewer.decide(&Caller::new(user, [group]), verb, sub).await.unwrap_err();
     }
+    let (mut other_uid, mut other_extra) = (Caller::new("a", ["dev"]), Caller::new("a", ["dev"]));
+    other_uid.uid = "7".into();
+    other_extra.extra.insert("scopes".into(), vec!["a".into()]);
+    for caller in [other_uid, other_extra] {
+        reviewer.decide(&caller, Verb::Create, "proxy").await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn of_a_reason_no_more_is_kept_than_a_log_line_is_worth() {
+    let long = "ä".repeat(1 << 18);
+    let api = Scripted::start(&[(201, json!({ "status": { "allowed": false, "reason": long } }))]).await;
+    let reviewer = Reviewer::new(Some(client(&kubeconfig("reason", &api.url, json!({})))), "demo-node");
+    let decision = reviewer.decide(&Caller::new("a", ["dev"]), Verb::Create, "proxy").await.unwrap();
+    assert_eq!(decision.reason, "ä".repeat(512));
 }
 
 #[tokio::test]
