@@ -8,6 +8,7 @@ mod support;
 
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -189,6 +190,34 @@ async fn a_node_is_updated_or_else_created_and_a_failure_is_tried_again() {
     assert_eq!(node["status"]["addresses"], json!([{ "type": "InternalIP", "address": "127.0.0.1" }]));
     assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 1234);
     assert_eq!(node["status"]["declaredFeatures"], json!(["ExtendWebSocketsToKubelet"]));
+}
+
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failure_to_register_is_told_once_until_its_reason_changes() {
+    let (log, failure) = (Log::default(), |why: &str| (500, json!({ "message": why })));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let api = Scripted::start(&[failure("one"), failure("one"), failure("two"), (200, json!({}))]).await;
+    assert_eq!(registered("told", &api, "127.0.0.1:1", FeatureGates::default()).await.len(), 4);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert!(told.len() == 2 && told[0].contains("one") && told[1].contains("two"), "{log}");
+    assert_eq!(log.matches("node registered").count(), 1, "{log}");
 }
 
 #[tokio::test]
