@@ -195,7 +195,7 @@ where
             }
             if self.down.state == State::Broken {
                 // Nobody hears upstream any more, so it is told that the client is gone.
-                self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
+                self.client_broke();
             }
             let down_over = matches!(self.down.state, State::Ended | State::Broken);
             let up_over = matches!(self.up.state, State::Ended | State::Broken);
@@ -251,6 +251,13 @@ where
         }
         if self.up.state == State::Open {
             self.up.state = State::Ending;
+        }
+    }
+
+    fn client_broke(&mut self) {
+        // Unread, a client that ended first has left in order: it need not take the next hop's goodbye.
+        if self.watch.is_some() || !self.client_first {
+            self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
         }
     }
 
