@@ -240,6 +240,16 @@ fn a_manifest_that_grants_otherwise_than_it_reads_is_refused() {
         (role(r#"rules: [{verbs: [get], apiGroups: [""]}]"#), "resource rules must supply at least one resource"),
         (role("rules: [{verbs: [get], nonResourceURLs: [/x]}]"), "cannot apply to non-resource URLs"),
         (role(r#"rules: [{verbs: [get], apiGroups: [""], resources: [pods], resourceName: [a]}]"#), "unknown field"),
+        (
+            role("rules: []").replace("name: r", "name: r, namespce: a"),
+            "Role \"r\": unknown field `namespce` in metadata",
+        ),
+        (role("rules: []").replace("name: r", "name: r, namespace: [a]"), "metadata.namespace is no name"),
+        (role("rules: []").replace("name: r", "name: r, namespace: ''"), "metadata.namespace is no name"),
+        (
+            cluster(reference).replace("metadata: {name: r}", "metadata: {name: r, namespace: a}"),
+            "ClusterRoleBinding \"r\": it counts in all namespaces, so it has none",
+        ),
         (role("rules: pods"), "invalid type"),
         (role("aggregationRule: {}"), "unknown field"),
         (cluster("subjects: []"), "missing field `roleRef`"),

@@ -298,6 +298,30 @@ fn what_cannot_be_located_is_refused_in_upstreams_words() {
 }
 
 #[test]
+fn a_node_says_where_its_kubelet_is_and_not_what_is_asked_there() {
+    let store = Arc::new(Store::from_manifests(&[file(&dir("address"), PODS)]).unwrap());
+    for (address, port) in [
+        ("apiserver/api/v1/namespaces/kube-system/pods/etcd/exec?command=sh&x=", 10250),
+        ("127.0.0.1?", 10250),
+        ("127.0.0.1#", 10250),
+        ("somebody@127.0.0.1", 10250),
+        ("127.0.0.1:1", 10250),
+        ("[::1]", 10250),
+        ("::1/x", 10250),
+        ("a b", 10250),
+        ("127.0.0.1", 65536),
+    ] {
+        let said = store.update(&Key::node("v6"), |node| {
+            node["status"]["addresses"] = json!([{ "type": "InternalIP", "address": address }]);
+            node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": port } });
+        });
+        assert!(said.unwrap().is_some());
+        let refusal = Locate::new(store.clone()).hop(&target("one", None)).map(|hop| hop.uri);
+        assert_eq!(refusal.unwrap_err().code(), 500, "{address} {port}");
+    }
+}
+
+#[test]
 fn the_only_container_is_meant_where_none_is_named() {
     let store = Arc::new(Store::from_manifests(&[file(&dir("only"), PODS)]).unwrap());
     let hop = Locate::new(store).hop(&target("one", None)).unwrap();
@@ -456,6 +480,54 @@ async fn what_is_not_there_or_not_allowed_is_told_only_to_who_may_ask() {
         if !path.contains("watch") {
             assert_eq!(ask(&mut server, method, path, "a-token").await.0, admins, "{method} {path}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_path_is_read_once_and_what_is_no_text_is_refused() {
+    let mut server = server("paths");
+    for (path, code) in [
+        ("/api/v1/namespaces/%64efault/pods/dem%6F", 200),
+        // Not taken for a list of all namespaces.
+        ("/api/v1/namespaces/%ff/pods", 400),
+        ("/api/v1/namespaces/default/pods/%ff", 400),
+        ("/api/v1/nodes/%ff/status", 400),
+        ("/api/v1/%6eodes", 404),
+        ("//api/v1/nodes", 404),
+        ("/api/v1//nodes", 404),
+        ("/api/v1/nodes/", 404),
+        ("/api/v1/nodes/demo-node/", 404),
+        ("/api/v1/x/../nodes", 404),
+        ("/api/v1/nodes;x=1", 404),
+        ("/api/v1/nodes/demo-node%2Fstatus", 404),
+        ("/api/v1/namespaces/default/pods/demo/exec/", 404),
+        ("/api/v1/namespaces/default/pods/demo/EXEC", 404),
+    ] {
+        let (status, body) = ask(&mut server, "GET", path, "a-token").await;
+        assert_eq!(status, code, "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn pods_are_listed_whatever_their_kubelet_says_of_them() {
+    let mut server = server("table");
+    let restarts = json!({ "containerStatuses": [{ "restartCount": u64::MAX }, { "restartCount": 1 }] });
+    for (path, patch) in [
+        ("/api/v1/namespaces/default/pods/demo/status", json!({ "status": restarts })),
+        ("/api/v1/nodes/demo-node/status", json!({ "status": { "conditions": [7], "addresses": "x" } })),
+    ] {
+        let request = Request::patch(path)
+            .header("authorization", "Bearer a-token")
+            .header("content-type", "application/merge-patch+json");
+        let response = server.call(request.body(Body::from(patch.to_string())).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+    }
+    for path in ["/api/v1/pods", "/api/v1/nodes"] {
+        let request = Request::get(path)
+            .header("authorization", "Bearer a-token")
+            .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+        let response = server.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! The example kubelet at its API server: what it reads from a kubeconfig, registers, asks, and remembers. The API server
-//! is scripted; tests/node.rs has the real one.
+//! is scripted; tests/node.rs and tests/kubelet_authz.rs have the real one.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
@@ -8,6 +8,7 @@ mod support;
 
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -191,6 +192,34 @@ async fn a_node_is_updated_or_else_created_and_a_failure_is_tried_again() {
     assert_eq!(node["status"]["declaredFeatures"], json!(["ExtendWebSocketsToKubelet"]));
 }
 
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failure_to_register_is_told_once_until_its_reason_changes() {
+    let (log, failure) = (Log::default(), |why: &str| (500, json!({ "message": why })));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let api = Scripted::start(&[failure("one"), failure("one"), failure("two"), (200, json!({}))]).await;
+    assert_eq!(registered("told", &api, "127.0.0.1:1", FeatureGates::default()).await.len(), 4);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert!(told.len() == 2 && told[0].contains("one") && told[1].contains("two"), "{log}");
+    assert_eq!(log.matches("node registered").count(), 1, "{log}");
+}
+
 #[tokio::test]
 async fn what_a_gate_forbids_is_not_declared_and_taken_back() {
     for off in [&[Gate::ExtendWebSocketsToKubelet][..], &[Gate::ExtendWebSocketsToKubelet, Gate::NodeDeclaredFeatures]]
@@ -247,7 +276,7 @@ async fn a_review_asks_about_the_node_and_only_allowed_is_allowed() {
         },
     });
     assert_eq!(api.seen()[0].3["spec"], spec);
-    // Known now, so nobody is asked; another verb, subresource, name or group is another question.
+    // Known now, so nobody is asked; another verb, subresource, name, group, uid or extra is another question.
     let asked = api.seen().len();
     let _ = reviewer.decide(&Caller::new("a", ["dev"]), Verb::Create, "proxy").await.unwrap();
     assert_eq!(api.seen().len(), asked);
@@ -259,6 +288,21 @@ async fn a_review_asks_about_the_node_and_only_allowed_is_allowed() {
     ] {
         reviewer.decide(&Caller::new(user, [group]), verb, sub).await.unwrap_err();
     }
+    let (mut other_uid, mut other_extra) = (Caller::new("a", ["dev"]), Caller::new("a", ["dev"]));
+    other_uid.uid = "7".into();
+    other_extra.extra.insert("scopes".into(), vec!["a".into()]);
+    for caller in [other_uid, other_extra] {
+        reviewer.decide(&caller, Verb::Create, "proxy").await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn of_a_reason_no_more_is_kept_than_a_log_line_is_worth() {
+    let long = "ä".repeat(1 << 18);
+    let api = Scripted::start(&[(201, json!({ "status": { "allowed": false, "reason": long } }))]).await;
+    let reviewer = Reviewer::new(Some(client(&kubeconfig("reason", &api.url, json!({})))), "demo-node");
+    let decision = reviewer.decide(&Caller::new("a", ["dev"]), Verb::Create, "proxy").await.unwrap();
+    assert_eq!(decision.reason, "ä".repeat(512));
 }
 
 #[tokio::test]

@@ -1,16 +1,13 @@
-//! A kubelet and its API server, as real processes: the Node that it registers and what it declares there, and who may
-//! come in by what that API server says.
+//! A kubelet and its API server, as real processes: the Node that it registers, and what it declares there.
 
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use http::{Request, Response};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use support::{
     Outcome, count,
-    http::{Login, ask, url},
+    http::url,
     kubectl::{Client, Run, client},
     lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology, sessions_in},
 };
@@ -127,171 +124,6 @@ async fn a_kubelet_that_is_told_not_to_registers_no_node() -> Outcome {
     let run = Run { lab: &lab, client: &client };
     run.kubectl(&["get", "node", "demo-node"]).await?.exits(1)?.says("not found")?;
     lab.stop().await
-}
-
-/// `reader` may get what a node answers, `runner` may also create, `scraper` may get metrics, and `stranger` nothing.
-const ROLES: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: reader}
-rules: [{apiGroups: [""], resources: [nodes/proxy], verbs: [get]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: runner}
-rules: [{apiGroups: [""], resources: [nodes/proxy], verbs: [get, create], resourceNames: [demo-node]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: scraper}
-rules: [{apiGroups: [""], resources: [nodes/metrics], verbs: [get]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: reader}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: reader}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: reader}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: runner}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: runner}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: runners}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: scraper}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: scraper}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: scraper}]
-"#;
-
-/// A client certificate of the lab's CA.
-struct Person {
-    cert: String,
-    key: String,
-}
-
-impl Person {
-    fn new(lab: &Lab, name: &str, group: &str) -> Outcome<Self> {
-        let read = |file: &Path| fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()));
-        let text = |error: rcgen::Error| error.to_string();
-        let ca_key = KeyPair::from_pem(&read(&lab.data.join("ca.key"))?).map_err(text)?;
-        let ca = Issuer::from_ca_cert_pem(&read(&lab.ca())?, ca_key).map_err(text)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.distinguished_name.push(DnType::OrganizationName, group);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().map_err(text)?;
-        let cert = params.signed_by(&key, &ca).map_err(text)?.pem();
-        Ok(Self { cert, key: key.serialize_pem() })
-    }
-
-    fn login(&self) -> Login<'_> {
-        Login::Certificate(self.cert.as_bytes(), self.key.as_bytes())
-    }
-}
-
-/// What is asked of the kubelet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    /// A GET of that path.
-    Path(&'static str),
-    ExecWebSocket,
-    /// A GET whose `Upgrade` is not WebSocket's.
-    ExecSpdyByGet,
-    ExecSpdy,
-}
-
-async fn wish(lab: &Lab, login: Login<'_>, wish: Wish) -> Outcome<Response<String>> {
-    let kubelet = url(lab.kubelet.as_ref().expect("two processes"))?;
-    let exec = format!("{kubelet}/exec/default/demo/shell?command=true&output=1");
-    let spdy = |request: http::request::Builder| {
-        request
-            .header("connection", "Upgrade")
-            .header("upgrade", "SPDY/3.1")
-            .header("x-stream-protocol-version", "v4.channel.k8s.io")
-    };
-    let request = match wish {
-        Wish::Path(path) => Request::get(format!("{kubelet}{path}")),
-        Wish::ExecWebSocket => Request::get(exec)
-            .header("connection", "Upgrade")
-            .header("upgrade", "websocket")
-            .header("sec-websocket-version", "13")
-            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-            .header("sec-websocket-protocol", "v5.channel.k8s.io"),
-        Wish::ExecSpdyByGet => spdy(Request::get(exec)),
-        Wish::ExecSpdy => spdy(Request::post(exec)),
-    };
-    ask(&lab.ca(), login, request.body(()).map_err(|error| error.to_string())?).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kubelet_lets_in_whom_its_apiserver_names_and_get_alone_opens_no_stream() -> Outcome {
-    let lab = Lab::start_with(Topology::TwoProcesses, Settings { objects: ROLES, ..Settings::default() }).await?;
-    let (pods, metrics) = (Wish::Path("/pods"), Wish::Path("/metrics"));
-    let streams = [Wish::ExecWebSocket, Wish::ExecSpdyByGet, Wish::ExecSpdy];
-    let mut failed = Vec::new();
-    for (name, may) in [
-        ("stranger", &[][..]),
-        ("reader", &[pods]),
-        ("runner", &[pods, Wish::ExecWebSocket, Wish::ExecSpdy, Wish::ExecSpdyByGet]),
-        ("scraper", &[metrics]),
-    ] {
-        let person = Person::new(&lab, name, &format!("{name}s"))?;
-        for asked in [pods, metrics, Wish::Path("/nothing-here")].into_iter().chain(streams) {
-            let answer = wish(&lab, person.login(), asked).await?;
-            let verb = match asked {
-                // Who may get is refused for what a stream is: a `create`.
-                Wish::ExecSpdy => "create",
-                Wish::ExecWebSocket | Wish::ExecSpdyByGet if name == "reader" => "create",
-                _ => "get",
-            };
-            let sub = if asked == metrics { "metrics" } else { "proxy" };
-            let forbidden = format!("Forbidden (user={name}, verb={verb}, resource=nodes, subresource(s)=[{sub}])\n");
-            let code = answer.status().as_u16();
-            let ok = match (asked, may.contains(&asked)) {
-                (Wish::Path("/nothing-here"), _) if may.contains(&pods) => code == 404,
-                (Wish::Path(_), true) => code == 200,
-                (_, true) => code == 101,
-                (_, false) => code == 403 && answer.body() == &forbidden,
-            };
-            if !ok {
-                failed.push(format!("{name}, {asked:?}: {code} {}", answer.body()));
-            }
-        }
-    }
-    for asked in [pods, metrics].into_iter().chain(streams) {
-        let answer = wish(&lab, Login::Nobody, asked).await?;
-        if answer.status() != 401 {
-            failed.push(format!("nobody, {asked:?}: {} {}", answer.status(), answer.body()));
-        }
-    }
-    ensure!(wish(&lab, Login::Nobody, Wish::Path("/healthz")).await?.body() == "ok", "/healthz");
-    ensure!(failed.is_empty(), "{}\n{}", failed.join("\n"), lab.logs());
-    lab.stop().await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_its_apiserver_a_kubelet_lets_in_only_whom_it_has_asked_about() -> Outcome {
-    let settings = Settings { objects: ROLES, ..Settings::default() };
-    let mut lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
-    let (known, unknown) = (Person::new(&lab, "known", "runners")?, Person::new(&lab, "unknown", "runners")?);
-    let answer = wish(&lab, known.login(), Wish::ExecWebSocket).await?;
-    ensure!(answer.status() == 101, "{} {}", answer.status(), answer.body());
-    lab.apiserver.kill().await?;
-    for (asked, verb) in [(Wish::ExecWebSocket, "get"), (Wish::ExecSpdy, "create"), (Wish::Path("/pods"), "get")] {
-        let answer = wish(&lab, unknown.login(), asked).await?;
-        let said = format!("Authorization error (user=unknown, verb={verb}, resource=nodes, subresource=proxy)\n");
-        ensure!(answer.status() == 500 && *answer.body() == said, "{asked:?}: {answer:?}");
-        let answer = wish(&lab, known.login(), asked).await?;
-        ensure!(answer.status() == 101 || answer.status() == 200, "{asked:?}: {answer:?}");
-    }
-    let log = lab.kubelet.as_ref().expect("two processes").stderr.text();
-    for line in ["stream refused: the authorizer failed", "request refused: the authorizer failed"] {
-        let told = log.lines().any(|text| text.contains(line) && text.contains("connection refused"));
-        ensure!(told, "{line:?} is missing:\n{log}");
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

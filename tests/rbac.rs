@@ -7,31 +7,19 @@ mod support;
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use support::{
     Outcome, Scratch,
+    forms::Form,
+    http::{self, Login, url},
     kubectl::{Run, client},
-    lab::{Lab, Topology, example},
+    lab::{Lab, Topology, example, port_in},
     process::Process,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, ServerName, pem::PemObject},
-    },
-};
+use tokio::time::timeout;
 
 /// Callers, each with a token that is its name. `local` may do in the namespace `default` what `both` may everywhere.
 const CALLERS: [&str; 6] = ["viewer", "creator", "both", "neither", "local", "admin"];
@@ -106,7 +94,7 @@ struct Servers {
     apiserver: Process,
     kubelet: Process,
     /// Of the API server.
-    address: SocketAddr,
+    url: String,
     data: PathBuf,
     scratch: Scratch,
 }
@@ -121,18 +109,11 @@ impl Servers {
     }
 }
 
-/// Where a process that is ready listens.
-fn address(process: &Process) -> Outcome<SocketAddr> {
-    let said = process.stdout.text();
-    let address = said.split_once("://").and_then(|(_, rest)| rest.split_whitespace().next());
-    address.and_then(|address| address.parse().ok()).ok_or_else(|| format!("no address:\n{said}"))
-}
-
 async fn servers(flags: &[&str]) -> Outcome<Servers> {
     let mut kubelet = example("kubelet");
     let kubelet = Process::start("kubelet", kubelet.args(["--listen", "127.0.0.1:0", "--insecure"]))?;
     kubelet.ready().await?;
-    let port = address(&kubelet)?.port();
+    let port = port_in(&url(&kubelet)?).ok_or("the kubelet has no port")?;
     let scratch = Scratch::new("rbac");
     let data = scratch.dir("data");
     let (manifest, tokens) = (scratch.path().join("cluster.yaml"), scratch.path().join("tokens.csv"));
@@ -149,41 +130,17 @@ async fn servers(flags: &[&str]) -> Outcome<Servers> {
     command.arg("--data-dir").arg(&data).arg("--manifest").arg(&manifest).arg("--token-auth-file").arg(&tokens);
     let apiserver = Process::start("apiserver", &mut command)?;
     apiserver.ready().await?;
-    Ok(Servers { address: address(&apiserver)?, apiserver, kubelet, data, scratch })
+    Ok(Servers { url: url(&apiserver)?, apiserver, kubelet, data, scratch })
 }
 
 /// An answer: its status, and its body if it is no 101.
 type Answer = (u16, String);
 
 /// Sends one request on a connection of its own, with `as_` for a token.
-async fn ask(servers: &Servers, as_: &str, method: &str, path: &str, headers: &str) -> Outcome<Answer> {
-    let tls = connector(&servers.data.join("ca.crt"))?;
-    let tcp = TcpStream::connect(servers.address).await.map_err(|error| error.to_string())?;
-    let name = ServerName::try_from("localhost").expect("a name");
-    let mut io = tls.connect(name, tcp).await.map_err(|error| error.to_string())?;
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {as_}\r\n{headers}\r\n");
-    io.write_all(head.as_bytes()).await.map_err(|error| error.to_string())?;
-    let mut got = Vec::new();
-    while !got.ends_with(b"\r\n\r\n") {
-        got.push(io.read_u8().await.map_err(|error| format!("{error} after {:?}", String::from_utf8_lossy(&got)))?);
-    }
-    let head = String::from_utf8_lossy(&got).to_ascii_lowercase();
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or("no status")?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-    let mut body = vec![0; if status == 101 { 0 } else { length.unwrap_or(0) }];
-    io.read_exact(&mut body).await.map_err(|error| error.to_string())?;
-    Ok((status, String::from_utf8_lossy(&body).trim_end().to_owned()))
-}
-
-fn connector(ca: &Path) -> Outcome<TlsConnector> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).map_err(|error| error.to_string())?).map_err(|e| e.to_string())?;
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+async fn ask(servers: &Servers, as_: &str, form: Form, method: &str, path: &str) -> Outcome<Answer> {
+    let request = form.request(method, &format!("{}{path}", servers.url))?;
+    let answer = http::ask(&servers.data.join("ca.crt"), Login::Token(as_), request).await?;
+    Ok((answer.status().as_u16(), answer.body().trim_end().to_owned()))
 }
 
 fn exec_of(namespace: &str, pod: &str) -> String {
@@ -202,107 +159,76 @@ fn cannot(user: &str, verb: &str, resource: &str, namespace: &str) -> String {
     format!(r#"User "{user}" cannot {verb} resource "pods/{resource}" in API group "" in the namespace "{namespace}""#)
 }
 
-fn upgrade_required() -> Answer {
-    let body = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Upgrade request required","reason":"BadRequest","code":400}"#;
-    (400, body.to_owned())
+fn failure(code: u16, reason: &str, message: &str) -> Answer {
+    let body = format!(
+        r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"{message}","reason":"{reason}","code":{code}}}"#
+    );
+    (code, body)
 }
 
-/// What is neither WebSocket nor plain goes on to the kubelet as it is, which takes it for a SPDY request.
-const KUBELETS_WORDS: &str = "unable to upgrade: header X-Stream-Protocol-Version does not exist in request";
-
-/// A way to ask for a stream.
-struct Form {
-    name: &'static str,
-    subresource: &'static str,
-    headers: String,
-    /// What a caller gets who may.
-    allowed: Answer,
-}
-
-fn forms() -> Vec<Form> {
-    let websocket = |protocol: Option<&str>| {
-        let protocol = protocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
-        format!(
-            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}"
-        )
-    };
-    let switched = || (101, String::new());
-    let form = |name, headers, allowed| Form { name, subresource: "exec", headers, allowed };
-    let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-    let tunnel = websocket(Some("SPDY/3.1+portforward.k8s.io"));
-    vec![
-        form("v5", websocket(Some("v5.channel.k8s.io")), switched()),
-        form("v4", websocket(Some("v4.channel.k8s.io")), switched()),
-        form("none", websocket(None), switched()),
-        Form { subresource: "portforward", ..form("tunnel", tunnel, switched()) },
-        form("SPDY/3.1", spdy.to_owned(), switched()),
-        form("foo", "Connection: Upgrade\r\nUpgrade: foo\r\n".to_owned(), (400, KUBELETS_WORDS.to_owned())),
-        form("plain", String::new(), upgrade_required()),
-    ]
-}
-
-fn path(form: &Form) -> String {
-    match form.subresource {
+fn path(form: Form) -> String {
+    match form.subresource() {
         "exec" => exec_of("default", "demo"),
         other => format!("/api/v1/namespaces/default/pods/demo/{other}"),
     }
 }
 
-/// What `caller` gets who asks by GET, `create` being asked for or not.
-fn by_get(form: &Form, caller: &str, create: bool) -> Answer {
-    match caller {
-        "viewer" if create => forbidden("demo", ""),
-        "viewer" | "both" | "admin" => form.allowed.clone(),
-        _ => forbidden("demo", &cannot(caller, "get", form.subresource, "default")),
+/// What a caller gets who may.
+fn allowed(form: Form, method: &str) -> Answer {
+    match form {
+        Form::Plain => failure(400, "BadRequest", "Upgrade request required"),
+        // These go on to the kubelet as they are; these are its words.
+        Form::Foo => (400, "unable to upgrade: header X-Stream-Protocol-Version does not exist in request".to_owned()),
+        Form::V4 | Form::NoProtocol if method == "POST" => (405, "websocket: the method is not GET".to_owned()),
+        Form::V5 | Form::Tunnel if method == "POST" => failure(405, "BadRequest", "websocket: the method is not GET"),
+        _ => (101, String::new()),
     }
+}
+
+/// What `caller` gets, `create` being asked for behind `get` or not.
+fn answered(form: Form, method: &str, caller: &str, create: bool) -> Answer {
+    match (method, caller) {
+        ("GET", "viewer") if create => forbidden("demo", ""),
+        ("GET", "viewer") | ("POST", "creator") | (_, "both" | "admin") => allowed(form, method),
+        _ => {
+            let verb = if method == "GET" { "get" } else { "create" };
+            forbidden("demo", &cannot(caller, verb, form.subresource(), "default"))
+        }
+    }
+}
+
+/// Asks in every form as everybody, and says what was answered otherwise than it should be.
+async fn every_form(flags: &[&str], create: bool) -> Outcome {
+    let servers = servers(flags).await?;
+    let mut failed = Vec::new();
+    for form in Form::ALL {
+        for method in ["GET", "POST"] {
+            for caller in ["viewer", "creator", "both", "neither", "admin"] {
+                let answer = ask(&servers, caller, form, method, &path(form)).await?;
+                let wanted = answered(form, method, caller, create);
+                if answer != wanted {
+                    failed.push(format!("{method} {form:?} by {caller}: {answer:?}, not {wanted:?}"));
+                }
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    servers.stop().await
 }
 
 #[tokio::test]
 async fn a_get_takes_both_verbs_and_a_post_create_whatever_the_upgrade() -> Outcome {
-    let servers = servers(&[]).await?;
-    for form in forms() {
-        let path = path(&form);
-        for caller in ["viewer", "creator", "both", "neither", "admin"] {
-            let answer = ask(&servers, caller, "GET", &path, &form.headers).await?;
-            let wanted = by_get(&form, caller, true);
-            ensure!(answer == wanted, "GET {} by {caller}: {answer:?}, not {wanted:?}", form.name);
-        }
-    }
-    for form in forms().iter().filter(|form| ["SPDY/3.1", "plain"].contains(&form.name)) {
-        let headers = format!("{}Content-Length: 0\r\n", form.headers);
-        for caller in ["viewer", "creator", "both", "neither", "admin"] {
-            let answer = ask(&servers, caller, "POST", &path(form), &headers).await?;
-            let wanted = match caller {
-                "creator" | "both" | "admin" => form.allowed.clone(),
-                _ => forbidden("demo", &cannot(caller, "create", "exec", "default")),
-            };
-            ensure!(answer == wanted, "POST {} by {caller}: {answer:?}, not {wanted:?}", form.name);
-        }
-    }
-    servers.stop().await
+    every_form(&[], true).await
 }
 
 #[tokio::test]
 async fn with_the_gate_off_get_alone_opens_a_stream_by_get() -> Outcome {
-    let servers = servers(&["--feature-gates=AuthorizePodWebsocketUpgradeCreatePermission=false"]).await?;
-    for form in forms() {
-        for caller in ["viewer", "creator", "both", "neither"] {
-            let answer = ask(&servers, caller, "GET", &path(&form), &form.headers).await?;
-            let wanted = by_get(&form, caller, false);
-            ensure!(answer == wanted, "GET {} by {caller}: {answer:?}, not {wanted:?}", form.name);
-        }
-    }
-    let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n";
-    let answer = ask(&servers, "viewer", "POST", &exec_of("default", "demo"), spdy).await?;
-    ensure!(answer == forbidden("demo", &cannot("viewer", "create", "exec", "default")), "POST: {answer:?}");
-    servers.stop().await
+    every_form(&["--feature-gates=AuthorizePodWebsocketUpgradeCreatePermission=false"], false).await
 }
 
 #[tokio::test]
 async fn who_may_not_is_not_told_which_pods_there_are_and_roles_end_at_their_namespace() -> Outcome {
     let servers = servers(&[]).await?;
-    let v5 = &forms()[0];
     let unknown = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"nosuch\" not found","reason":"NotFound","details":{"name":"nosuch","kind":"pods"},"code":404}"#;
     for (caller, namespace, pod, wanted) in [
         ("viewer", "default", "nosuch", forbidden("nosuch", "")),
@@ -312,7 +238,7 @@ async fn who_may_not_is_not_told_which_pods_there_are_and_roles_end_at_their_nam
         // Its role names the pod.
         ("local", "default", "nosuch", forbidden("nosuch", &cannot("local", "get", "exec", "default"))),
     ] {
-        let answer = ask(&servers, caller, "GET", &exec_of(namespace, pod), &v5.headers).await?;
+        let answer = ask(&servers, caller, Form::V5, "GET", &exec_of(namespace, pod)).await?;
         ensure!(answer == wanted, "{caller} at {namespace}/{pod}: {answer:?}, not {wanted:?}");
     }
     servers.stop().await

@@ -34,6 +34,20 @@ const V4: &str = "v4.channel.k8s.io";
 const V5: &str = "v5.channel.k8s.io";
 const ALL_OFF: &str = "--feature-gates=AllBeta=false";
 
+/// May do what the demo's viewer may: `get` what a stream needs.
+const VIEWER: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: viewer}
+rules: [{apiGroups: [""], resources: [pods, pods/exec], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: viewer}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: viewer}
+subjects: [{kind: User, name: viewer}]
+"#;
+
 /// For what takes a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -72,24 +86,29 @@ async fn two_apiservers_with_different_gates_behind_one_balancer_lose_no_exec() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_follow_the_gates_of_a_new_apiserver_and_those_of_the_old_one_live_on() -> Outcome {
     let Some(client) = client("1.37", true) else { return Ok(()) };
-    for (gate, declared, on, off) in
-        [("TranslateStreamCloseWebsocketRequests", false, V4, V5), ("ExtendWebSocketsToKubelet", true, V5, V4)]
-    {
+    for (gates, declared, on, off) in [
+        (&["TranslateStreamCloseWebsocketRequests"][..], false, V4, V5),
+        (&["ExtendWebSocketsToKubelet"], true, V5, V4),
+        // The first needs the second.
+        (&["ExtendWebSocketsToKubelet", "NodeDeclaredFeatures"], true, V5, V4),
+    ] {
         let cluster = Cluster::start(declared).await?;
         let mut shells = vec![cluster.shell(&client, &cluster.lab.apiserver)?];
         shells[0].answers(1).await?;
         let mut servers = Vec::new();
         for (value, spoken) in [(false, off), (true, on)] {
-            let server = cluster.another_apiserver(&[&format!("--feature-gates={gate}={value}")]).await?;
+            let gates: Vec<_> = gates.iter().map(|gate| format!("{gate}={value}")).collect();
+            let gates = gates.join(",");
+            let server = cluster.another_apiserver(&[&format!("--feature-gates={gates}")]).await?;
             let kubeconfig = cluster.kubeconfig_for(&server)?;
             echo(&client, &cluster.lab, &kubeconfig, "demo").await?;
             let session = session_after(&server, 0).await?;
-            ensure!(session.field("protocol.in") == Some(V5), "{gate}={value}: {session:?}");
-            ensure!(session.field("protocol.out") == Some(spoken), "{gate}={value}: {session:?}");
+            ensure!(session.field("protocol.in") == Some(V5), "{gates}: {session:?}");
+            ensure!(session.field("protocol.out") == Some(spoken), "{gates}: {session:?}");
             shells.push(cluster.shell(&client, &server)?);
             servers.push(server);
             for (number, shell) in shells.iter_mut().enumerate() {
-                shell.answers(number).await.map_err(|why| format!("{gate}={value}, shell {number}: {why}"))?;
+                shell.answers(number).await.map_err(|why| format!("{gates}, shell {number}: {why}"))?;
             }
         }
         for shell in shells {
@@ -138,6 +157,39 @@ async fn forwards_follow_the_gate_of_a_new_apiserver_and_those_of_the_old_one_li
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_viewer_gets_in_while_a_new_apiservers_gate_is_off_and_stays_in_when_it_is_on_again() -> Outcome {
+    const GATE: &str = "AuthorizePodWebsocketUpgradeCreatePermission";
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let cluster = Cluster::start(true).await?;
+    let mut shells = vec![cluster.shell(&client, &cluster.lab.apiserver)?];
+    shells[0].answers(0).await?;
+    let mut servers = Vec::new();
+    let viewers = ["--context", "viewer", "exec", "-i", "demo", "-c", "shell", "--", "cat"];
+    for on in [true, false, true] {
+        let server = cluster.another_apiserver(&[&format!("--feature-gates={GATE}={on}")]).await?;
+        let kubeconfig = cluster.kubeconfig_for(&server)?;
+        let mut command = client.command(&kubeconfig, &cluster.lab.scratch, &viewers);
+        if on {
+            let refused = command.output().await.map_err(|error| error.to_string())?;
+            let why = String::from_utf8_lossy(&refused.stderr);
+            ensure!(refused.status.code() == Some(1) && refused.stdout.is_empty(), "{refused:?}");
+            ensure!(why.contains("\"viewer\" cannot create resource \"pods/exec\""), "{why}");
+            ensure!(sessions_in(&server.stderr.text()).is_empty(), "a stream was opened");
+        } else {
+            shells.push(Shell::start(&mut command)?);
+        }
+        servers.push(server);
+        for (number, shell) in shells.iter_mut().enumerate() {
+            shell.answers(number).await.map_err(|why| format!("{GATE}={on}, shell {number}: {why}"))?;
+        }
+    }
+    for shell in shells {
+        shell.exits().await?;
+    }
+    cluster.stop(servers).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_follow_what_the_node_declares_and_those_before_live_on() -> Outcome {
     let Some(client) = client("1.37", true) else { return Ok(()) };
     let cluster = Cluster::start(true).await?;
@@ -179,7 +231,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start(declared: bool) -> Outcome<Self> {
-        let settings = Settings { kubelet: &["--register-node=false"], ..Settings::default() };
+        let settings = Settings { kubelet: &["--register-node=false"], objects: VIEWER, ..Settings::default() };
         let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
         let kubeconfig = fs::read_to_string(&lab.kubeconfig).map_err(|error| error.to_string())?;
         let node_file = lab.scratch.path().join("node.json");

@@ -1,11 +1,13 @@
 //! What a URL of the Kubernetes API names: `/api/v1[/namespaces/{namespace}]/KIND[/{name}[/SUBRESOURCE]]`.
 
-use std::convert::Infallible;
-
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
+use tower_kube_streaming::upgrade::Refusal;
 
-use super::objects::{Key, Kind};
+use super::{
+    api::Failure,
+    objects::{Key, Kind},
+};
 
 /// Taken from a request that a route has matched.
 #[derive(Clone, Debug)]
@@ -27,12 +29,14 @@ impl At {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for At {
-    type Rejection = Infallible;
+    type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
-        let params = RawPathParams::from_request_parts(parts, state).await.ok();
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        // Without its namespace a path would name all of them.
+        let params = params.map_err(|_| Refusal::bad_request("the path is not UTF-8"))?;
         let param = |wanted| {
-            let mut params = params.iter().flatten();
+            let mut params = params.iter();
             params.find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned())
         };
         let (namespace, name) = (param("namespace"), param("name"));

@@ -6,7 +6,6 @@
 use std::{
     fs, io,
     io::Read,
-    net::IpAddr,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex},
@@ -38,7 +37,7 @@ use tower_kube_streaming::{
     services::Connect,
 };
 
-use super::{Context, Error, objects::text, tls};
+use super::{Context, Error, is_loopback, objects::text, tls};
 
 /// Time for a whole request, dialling and answer included.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -48,8 +47,8 @@ const ANSWER: usize = 1 << 20;
 const FILE: u64 = 1 << 20;
 /// An unused connection is closed before the example API server would do it, which allows 32 s.
 const IDLE: Duration = Duration::from_secs(20);
-/// Characters of a server's complaint that are worth a log line.
-const COMPLAINT: usize = 512;
+/// Characters of a server's words that are worth a log line.
+const WORDS: usize = 512;
 
 /// A client of the API server that a kubeconfig file names.
 pub struct ApiClient {
@@ -96,9 +95,13 @@ impl ApiClient {
 
 /// A refusal for a log line: the code, and what the server says about it.
 pub fn complaint(code: StatusCode, answer: &Value) -> String {
-    let message: String = text(answer, "/message").unwrap_or_default().chars().take(COMPLAINT).collect();
     // Quoted: a server's words may hold a line break.
-    format!("{code}: {message:?}")
+    format!("{code}: {:?}", words(answer, "/message"))
+}
+
+/// The server's own words at a JSON pointer, as many as are worth keeping.
+pub fn words(answer: &Value, pointer: &str) -> String {
+    text(answer, pointer).unwrap_or_default().chars().take(WORDS).collect()
 }
 
 /// Where the API server is, and connections to it.
@@ -165,11 +168,6 @@ fn with_sources(error: impl std::error::Error) -> Error {
         source = error.source();
     }
     text.into()
-}
-
-fn is_loopback(uri: &Uri) -> bool {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What a kubeconfig says of its current context. It holds secrets, so it has no `Debug`.

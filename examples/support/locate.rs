@@ -10,7 +10,7 @@ use tower_kube_streaming::{
 };
 
 use super::{
-    features,
+    features, is_loopback,
     objects::{Key, Store, items, text},
 };
 
@@ -49,13 +49,11 @@ impl Locate {
         let node = self.store.get(&Key::node(node)).ok_or_else(|| Refusal::not_found("nodes", node))?;
         let authority = authority(&node)?;
         let scheme = if self.plain_http { "http" } else { "https" };
-        // Not `Hop::kubelet`: the address came with a request and may be no address at all.
-        let uri = format!("{scheme}://{authority}{}", target.kubelet_path_and_query());
-        let uri: http::Uri = uri.parse().map_err(|error| Refusal::internal(format!("invalid kubelet URL: {error}")))?;
-        if self.plain_http && !is_loopback(&uri) {
+        let hop = Hop::kubelet(&format!("{scheme}://{authority}"), &target)?;
+        if self.plain_http && !is_loopback(&hop.uri) {
             return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
         }
-        Ok(Hop::new(uri).declares(features::of(&node)))
+        Ok(hop.declares(features::of(&node)))
     }
 }
 
@@ -77,7 +75,8 @@ fn container(pod: &Value, target: &Target) -> Result<String, Refusal> {
     }
 }
 
-/// Host and port of a node's kubelet.
+/// Host and port of a node's kubelet, and nothing else: with a `/` or a `?` in its address a node would say what we ask,
+/// under our certificate, of somebody else.
 fn authority(node: &Value) -> Result<String, Refusal> {
     let known: Vec<(&str, &str)> = items(node, "/status/addresses")
         .iter()
@@ -91,10 +90,13 @@ fn authority(node: &Value) -> Result<String, Refusal> {
     };
     let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
     let port = port.filter(|port| *port != 0).unwrap_or(KUBELET_PORT);
-    Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
-}
-
-fn is_loopback(uri: &http::Uri) -> bool {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    match host.parse() {
+        _ if port > u64::from(u16::MAX) => Err(Refusal::internal(format!("invalid port of a kubelet: {port}"))),
+        Ok(IpAddr::V6(address)) => Ok(format!("[{address}]:{port}")),
+        Err(_) if !host.bytes().all(of_name) => {
+            Err(Refusal::internal(format!("invalid address of a kubelet: {host:?}")))
+        }
+        _ => Ok(format!("{host}:{port}")),
+    }
 }

@@ -45,6 +45,7 @@ use std::{
     convert::Infallible,
     fmt, fs,
     io::{IsTerminal, Write},
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
@@ -52,7 +53,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, header};
+use http::{HeaderName, Request, Response, Uri, header};
 use http_body_util::Full;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use tower_kube_streaming::adapters::prometheus::{CONTENT_TYPE, StreamingMetrics};
@@ -87,6 +88,12 @@ impl<T, E: fmt::Display> Context<T> for Result<T, E> {
     fn context(self, tried: impl fmt::Display) -> Result<T, Error> {
         self.map_err(|error| format!("{tried}: {error}").into())
     }
+}
+
+/// Whether a URL names this machine.
+pub fn is_loopback(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Prints a line for people and scripts. A closed stdout is not our failure.

@@ -47,29 +47,32 @@ impl Registration {
         Ok(Self { api, name: name.to_owned(), status: status(listens, gates) })
     }
 
-    /// Registers the node until it is stopped, and calls `registered` after the first time. A failure is a warning.
+    /// Registers the node until it is stopped, and calls `registered` after the first time. A failure is a warning, once
+    /// until it goes away or its reason changes.
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time; the node stays as it was told last.
     pub async fn keep(&self, registered: impl FnOnce()) {
         let mut first = Some(registered);
-        let mut failing = true;
+        let mut failure = None;
         loop {
             match self.once().await {
                 Ok(created) => {
-                    if failing || created {
+                    if failure.take().is_some() || created || first.is_some() {
                         tracing::info!(node = self.name, created, "node registered");
                     }
-                    failing = false;
                     if let Some(registered) = first.take() {
                         registered();
                     }
                     sleep(UPDATE).await;
                 }
                 Err(error) => {
-                    tracing::warn!(node = self.name, %error, "registering the node failed; trying again");
-                    failing = true;
+                    let why = error.to_string();
+                    if failure.as_ref() != Some(&why) {
+                        tracing::warn!(node = self.name, error = why, "registering the node failed; trying again");
+                        failure = Some(why);
+                    }
                     sleep(RETRY).await;
                 }
             }

@@ -11,6 +11,21 @@ use super::objects::text;
 const GROUP: &str = "rbac.authorization.k8s.io";
 const VERSION: &str = "rbac.authorization.k8s.io/v1";
 
+/// What there may be in `metadata`, also as a server writes it.
+const METADATA: &[&str] = &[
+    "annotations",
+    "creationTimestamp",
+    "finalizers",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "uid",
+];
+
 /// What a role allows: verbs on resources, or on URLs that are none.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -70,11 +85,10 @@ impl Policy {
         }
         let kind = text(&document, "/kind").unwrap_or_default().to_owned();
         let name = text(&document, "/metadata/name").ok_or("metadata.name is missing")?.to_owned();
-        let namespaced = matches!(&*kind, "Role" | "RoleBinding");
-        let namespace = text(&document, "/metadata/namespace").unwrap_or("default").to_owned();
-        let namespace = namespaced.then_some(&*namespace);
         let add = if kind.ends_with("Binding") { Self::bind } else { Self::define };
-        add(self, document, &name, namespace).map_err(|why| format!("{kind} {name:?}: {why}"))
+        namespace(&document, matches!(&*kind, "Role" | "RoleBinding"))
+            .and_then(|namespace| add(self, document, &name, namespace.as_deref()))
+            .map_err(|why| format!("{kind} {name:?}: {why}"))
     }
 
     fn define(&mut self, document: Value, name: &str, namespace: Option<&str>) -> Result<(), String> {
@@ -112,6 +126,22 @@ impl Policy {
             RoleRef::Role(name) => self.roles.get(&(binding.namespace.clone()?, name.clone())),
         };
         rules.map(Vec::as_slice)
+    }
+}
+
+/// The namespace in which it counts; `None` where that is everywhere.
+fn namespace(document: &Value, namespaced: bool) -> Result<Option<String>, String> {
+    // A misspelt one would count in `default`.
+    let known = |name: &String| METADATA.contains(&&**name);
+    let names = document["metadata"].as_object().into_iter().flat_map(|metadata| metadata.keys());
+    if let Some(unknown) = names.into_iter().find(|name| !known(name)) {
+        return Err(format!("unknown field `{unknown}` in metadata"));
+    }
+    match (&document["metadata"]["namespace"], namespaced) {
+        (Value::Null, _) => Ok(namespaced.then(|| "default".to_owned())),
+        (Value::String(name), true) if !name.is_empty() => Ok(Some(name.clone())),
+        (Value::String(_), false) => Err("it counts in all namespaces, so it has none".to_owned()),
+        _ => Err("metadata.namespace is no name".to_owned()),
     }
 }
 

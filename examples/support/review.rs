@@ -25,8 +25,7 @@ use tower_kube_streaming::{
 
 use super::{
     Error, authz,
-    client::{ApiClient, Ask, complaint},
-    objects::text,
+    client::{ApiClient, Ask, complaint, words},
 };
 
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
@@ -126,7 +125,7 @@ async fn ask(api: &ApiClient, review: &Value) -> Result<Decision, Error> {
         (false, true) => Decision::deny(),
         (false, false) => Decision::no_opinion(),
     };
-    Ok(decision.because(text(status, "/reason").unwrap_or_default()))
+    Ok(decision.because(words(status, "/reason")))
 }
 
 /// Answers that still count, at most 1,024. The same question is on its way once only.

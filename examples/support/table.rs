@@ -67,7 +67,7 @@ fn column(name: &str, kind: &str, priority: u8) -> Value {
 fn pod(pod: &Value) -> Value {
     let statuses = items(pod, "/status/containerStatuses");
     let ready = statuses.iter().filter(|status| status["ready"] == true).count();
-    let restarts: u64 = statuses.iter().filter_map(|status| status["restartCount"].as_u64()).sum();
+    let restarts = statuses.iter().filter_map(|status| status["restartCount"].as_u64()).fold(0, u64::saturating_add);
     json!([
         text(pod, "/metadata/name"),
         format!("{ready}/{}", items(pod, "/spec/containers").len()),

@@ -6,6 +6,7 @@
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
 //! | `http` | one plain request to a server of a lab; its metrics |
+//! | `forms` | every kind of request that may open a stream |
 //! | `proc` | what a process holds: memory, descriptors, threads, children |
 //! | `kubectl` | which kubectl binaries there are, and one run of one of them |
 //! | `forward` | a running `kubectl port-forward` |
@@ -15,6 +16,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod forms;
 pub mod forward;
 pub mod http;
 pub mod kubectl;

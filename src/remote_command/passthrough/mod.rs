@@ -35,6 +35,7 @@ use crate::upgrade::{
 };
 
 const NEVER_THERE: &str = "the next hop ended before it had said anything";
+const BOTH_ENDED: &str = "both sides have ended";
 const ONE_ENDED: &str = "one side ended, the other was silent";
 
 /// Carries `client` and `upstream` until both have ended. `watched`: the version of a SPDY exec or attach.
@@ -195,7 +196,7 @@ where
             }
             if self.down.state == State::Broken {
                 // Nobody hears upstream any more, so it is told that the client is gone.
-                self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
+                self.client_broke();
             }
             let down_over = matches!(self.down.state, State::Ended | State::Broken);
             let up_over = matches!(self.up.state, State::Ended | State::Broken);
@@ -254,6 +255,15 @@ where
         }
     }
 
+    fn client_broke(&mut self) {
+        // Unread, a client that ended first has left in order: it need not take the next hop's goodbye.
+        let (end, cause, detail) = match (&self.watch, self.client_first) {
+            (None, true) => (End::Carried, Cause::Finished, BOTH_ENDED),
+            _ => (End::ClientGone, Cause::ClientLost, "the client's connection broke"),
+        };
+        self.finish(end, cause, detail);
+    }
+
     fn tick(&mut self) {
         let moved = std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved);
         self.quiet = if moved { 0 } else { self.quiet + 1 };
@@ -290,7 +300,7 @@ where
             }
             (None, _) if self.was_never_there() => (End::Error, Cause::Handshake, NEVER_THERE),
             (None, Some(watch)) => watch.end(),
-            (None, None) => (End::Carried, Cause::Finished, "both sides have ended"),
+            (None, None) => (End::Carried, Cause::Finished, BOTH_ENDED),
         };
         let mut report = Report::new(end, cause, detail);
         report.bytes.carried_in = self.up.carried;

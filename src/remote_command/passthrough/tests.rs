@@ -388,6 +388,18 @@ async fn unwatched_bytes_are_carried_as_they_are_with_their_half_closes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unwatched_client_that_has_ended_is_not_lost_by_what_comes_for_it_then() {
+    let Ends { mut client, mut upstream, session, .. } = start(None, 1000);
+    upstream.write_all(b"before").await.unwrap();
+    assert_eq!(client.read(&mut [0; 10]).await.unwrap(), 6);
+    drop(client);
+    assert_eq!(rest(&mut upstream).await, b"");
+    upstream.write_all(b"goodbye").await.unwrap();
+    let report = session.await.unwrap();
+    assert_eq!((report.end, report.cause), (End::Carried, Cause::Finished));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_next_hop_that_ends_behind_its_101_has_failed_the_handshake() {
     for watched in [None, Some(Version::V4)] {
         let Ends { mut client, upstream, session, .. } = start(watched, 1000);
