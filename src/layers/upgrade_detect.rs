@@ -51,7 +51,7 @@ use http::{Method, Request, Response, Version};
 use tower::{Layer, Service};
 
 pub use super::future::ResponseFuture;
-use super::{feature_routing::Hop, metrics::Recorder, origin};
+use super::{feature_routing::Hop, metrics::Recorder, origin, synthetic_authz::Decided};
 use crate::upgrade::{Caller, Dialect, NoStream, Permit, Refusal, Session, Sessions, StreamRequest, Target, trace_id};
 
 /// Layer that applies [`UpgradeDetect`]. See the [module docs](self).
@@ -116,6 +116,7 @@ where
         extensions.remove::<NoStream>();
         extensions.remove::<Hop>();
         extensions.remove::<Recorder>();
+        extensions.remove::<Decided>();
         let Some(parsed) = Target::parse(*dialect, request.method(), request.uri()) else {
             request.extensions_mut().insert(NoStream(*dialect));
             return ResponseFuture::forwarded(self.inner.call(request));
