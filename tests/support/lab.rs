@@ -161,9 +161,10 @@ impl Session {
         Self(line.to_owned())
     }
 
-    /// The value of a field, which is a word without blanks.
+    /// The value of a field, which is a word without blanks, perhaps in quotes.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.0.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        let value = self.0.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+        Some(value.trim_matches('"'))
     }
 }
 
