@@ -464,6 +464,51 @@ async fn what_is_no_stream_goes_on_without_a_permit_whoever_gave_it_one() {
 }
 
 #[tokio::test]
+async fn no_way_to_write_a_url_opens_a_stream_that_was_not_asked_about() {
+    const EXEC: &str = "exec?command=id&stdout=true";
+    for (path, code, pod) in [
+        ("/api/v1/namespaces/default/pods/demo/", 200, Some("demo")),
+        ("/api/v1/namespaces/default/pods/de%6Do/", 200, Some("demo")),
+        ("/api/v1/namespaces/default/pods/demo;x/", 200, Some("demo;x")),
+        ("/api/v1/namespaces/default/pods/%2e%2E/", 400, None),
+        ("/api/v1/namespaces/default/pods/demo%2Fexec/", 400, None),
+        ("/api/v1/namespaces/default/pods/%2564emo/", 400, None),
+        ("/api/v1/namespaces/default/pods/x/../demo/", 404, None),
+        ("/api/v1/namespaces/default/pods//", 404, None),
+        ("/api/v1/namespaces//pods/demo/", 404, None),
+        ("//api/v1/namespaces/default/pods/demo/", 404, None),
+        ("/api//v1/namespaces/default/pods/demo/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo//", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/%2e/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/x;/../", 404, None),
+        ("/%61pi/v1/namespaces/default/pods/demo/", 404, None),
+        ("/API/v1/namespaces/default/pods/demo/", 404, None),
+        ("/api/v1/namespaces/default/%70ods/demo/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/%65xec?", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/exec/?", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/exec;x?", 404, None),
+    ] {
+        let log = Log::default();
+        let stack = ServiceBuilder::new()
+            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
+            .layer(SyntheticAuthzLayer::new(rules(&log, allow_all)))
+            .service(service_fn(|request: Request<()>| {
+                let permit = request.extensions().get::<Permit>().map(|permit| permit.pod.clone());
+                let mut response = Response::new(Body::from(permit.clone().unwrap_or_default()));
+                *response.status_mut() = if permit.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                ready(Ok::<_, Infallible>(response))
+            }));
+        let response = stack.oneshot(request(Method::GET, &format!("{path}{EXEC}"))).await.unwrap();
+        assert_eq!(response.status(), code, "{path}");
+        let asked = pod.map(|pod| ["get", "create"].map(|verb| format!("jane {verb} pods/exec \"default\" {pod:?}")));
+        assert_eq!(log.take(), asked.map_or(Vec::new(), Vec::from), "{path}");
+        if let Some(pod) = pod {
+            assert_eq!(text(response).await, pod);
+        }
+    }
+}
+
+#[tokio::test]
 async fn nothing_below_is_asked_while_the_authorizer_thinks() {
     let (say, hear) = tokio::sync::watch::channel(None::<Verdict>);
     let slow = Arc::new(move |_: Attributes| {
