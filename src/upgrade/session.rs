@@ -242,7 +242,7 @@ impl Drop for Log {
             exit,
             cause = %report.cause,
             leg = report.cause.leg().map(tracing::field::display),
-            detail = %report.detail,
+            detail = ?report.detail,
             seconds = self.started.elapsed().as_secs_f64(),
             "session ended",
         );

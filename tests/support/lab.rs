@@ -161,10 +161,10 @@ impl Session {
         Self(line.to_owned())
     }
 
-    /// The value of a field, which is a word without blanks, perhaps in quotes.
+    /// The value of a field, which is a word without blanks, quoted or not.
     pub fn field(&self, name: &str) -> Option<&str> {
-        let value = self.0.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
-        Some(value.trim_matches('"'))
+        let mut words = self.0.split_whitespace();
+        words.find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.trim_matches('"')))
     }
 }
 
