@@ -58,6 +58,7 @@ where
         watch: watched.map(|version| Watch::new(version, limits)),
         over: None,
         client_first: false,
+        told: false,
         quiet: 0,
         linger: clock::ticks(limits.dead_after),
     };
@@ -93,6 +94,8 @@ struct Carrier<C, U> {
     over: Option<(End, Cause, &'static str)>,
     /// The client ended before upstream did.
     client_first: bool,
+    /// The client has been sent the whole status.
+    told: bool,
     /// Ticks in which nothing moved.
     quiet: u32,
     /// So many of them end a session of which one side has ended.
@@ -194,6 +197,8 @@ where
                 Read::End => self.upstream_ended(),
                 Read::Nothing => {}
             }
+            let whole = self.watch.as_ref().is_some_and(Watch::has_whole_status);
+            self.told |= whole && self.down.out.is_empty() && self.down.state != State::Broken;
             if self.down.state == State::Broken {
                 // Nobody hears upstream any more, so it is told that the client is gone.
                 self.client_broke();
@@ -294,6 +299,8 @@ where
 
     fn report(&self) -> Report {
         let (end, cause, detail) = match (self.over, &self.watch) {
+            // What happens behind that changes nothing: clients close, and next hops say goodbye to nobody.
+            (_, Some(watch)) if self.told => watch.end(),
             (Some(over), _) => over,
             (None, Some(watch)) if self.client_first && !watch.has_ended() => {
                 (End::ClientGone, Cause::ClientLost, "the client's connection ended")
