@@ -14,7 +14,9 @@ use support::{
     lab::{Lab, Session, Settings, Topology, example},
     noise,
     process::Process,
-    sha256, skip, through,
+    sha256, skip,
+    terminal::Terminal,
+    through,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -132,6 +134,7 @@ async fn kubectl_streams_to_containers_of_containerd() -> Outcome {
         let case = |result: Outcome| result.map_err(|why| format!("{client}: {why}\n{}", lab.logs()));
         case(protocols(&run).await)?;
         case(exec(&run).await)?;
+        case(terminal(&run).await)?;
         case(attach(&run).await)?;
         case(copy(&run).await)?;
         if let Some(client) = forwarder(version, websocket) {
@@ -171,6 +174,28 @@ async fn exec(run: &Run<'_>) -> Outcome {
     let output = run.kubectl(&sh("head -c 33554432 /dev/zero")).await?.exits(0)?;
     ensure!(output.stdout_sha256 == sha256(&[0; 1 << 20], 32), "{} bytes", output.stdout_bytes);
     Ok(())
+}
+
+async fn terminal(run: &Run<'_>) -> Outcome {
+    let args = ["exec", "-it", "demo", "-c", "sidecar", "--", "sh"];
+    let mut terminal = Terminal::start((33, 101), |pty| run.command_on(pty, &args))?;
+    for (size, marker) in [((33, 101), "first"), ((44, 132), "then")] {
+        terminal.resize(size)?;
+        let (rows, columns) = size;
+        // The size travels beside the data, so the first look may be too early.
+        terminal.types(&format!(
+            "until [ \"$(stty size)\" = '{rows} {columns}' ]; do sleep 0.05; done; echo \"{marker}:$(stty size).\""
+        ))?;
+        terminal.shows(&format!("{marker}:{rows} {columns}.")).await?;
+    }
+    terminal.types("exit 5")?;
+    let code = terminal.exit_code().await?;
+    ensure!(code == 5, "exit code {code}, not 5");
+
+    let args = ["attach", "-it", "demo", "-c", "shell"];
+    let mut terminal = Terminal::start((33, 101), |pty| run.command_on(pty, &args))?;
+    terminal.types("echo \"attached $((40+2))\"")?;
+    terminal.shows("attached 42").await
 }
 
 async fn attach(run: &Run<'_>) -> Outcome {
