@@ -6,7 +6,8 @@
 //! cargo run --release --example kubelet -- --data-dir target/demo      # in another shell
 //! ```
 //!
-//! By default its one Pod is the demo's. The containers are **plain processes of this host**.
+//! By default its one Pod is the demo's, and the containers are **plain processes of this host**. With
+//! `--container-runtime-endpoint unix:///run/containerd/containerd.sock` streams go to the containers of that runtime.
 
 mod support;
 
@@ -34,16 +35,17 @@ use support::{
     node::Registration,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
+    pods::Pods,
     review::Reviewer,
     say,
     server::{Server, stop_signal},
-    stack::{Parts, process_kubelet},
+    stack::{Parts, cri_kubelet, process_kubelet},
     tls,
     tokens::Tokens,
 };
 use tower_kube_streaming::{
     FeatureGates,
-    adapters::prometheus::StreamingMetrics,
+    adapters::{cri::CriRuntime, prometheus::StreamingMetrics},
     layers::SyntheticAuthzLayer,
     port_forward::DialErrors,
     upgrade::{Dialect, Sessions},
@@ -73,13 +75,18 @@ struct Flags {
     /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod].
     #[arg(long, value_name = "PATH")]
     pod_manifest_path: Option<PathBuf>,
-    /// What runs the containers.
-    #[arg(long, value_enum, default_value_t = RuntimeEndpoint::Process)]
+    /// What runs the containers: `process` takes processes of this host for them, `unix:///PATH` is a container runtime's
+    /// CRI. There the Pods of --pod-manifest-path are run, out of images that it has, and removed on stop. Its other
+    /// Pods are found by the labels that kubelets give them.
+    #[arg(long, value_name = "ENDPOINT", default_value = "process")]
     container_runtime_endpoint: RuntimeEndpoint,
+    /// Leaves Pods in the container runtime on stop. The next start with that node name removes them.
+    #[arg(long)]
+    keep_pods: bool,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
-    /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself.
-    #[arg(long, value_enum, default_value_t = PortForwardErrors::Report)]
-    port_forward_errors: PortForwardErrors,
+    /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself [default: report].
+    #[arg(long, value_enum)]
+    port_forward_errors: Option<PortForwardErrors>,
     /// Feature gates of KEP-4006, as `A=true,B=false`; what is not named is as in Kubernetes 1.36: on.
     #[arg(long, value_name = "GATES", default_value_t)]
     feature_gates: FeatureGates,
@@ -97,10 +104,18 @@ struct Flags {
     insecure: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Debug)]
 enum RuntimeEndpoint {
     /// Processes of this host.
     Process,
+    /// A container runtime, at what has yet to be checked.
+    Cri(String),
+}
+
+impl From<&str> for RuntimeEndpoint {
+    fn from(endpoint: &str) -> Self {
+        if endpoint == "process" { Self::Process } else { Self::Cri(endpoint.to_owned()) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -137,12 +152,18 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if flags.insecure && !flags.listen.ip().is_loopback() {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
-    let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
-    let store = Arc::new(Store::from_manifests(&manifests)?);
-    store.assign_all_pods(&flags.node_name);
-    let containers = match flags.container_runtime_endpoint {
-        RuntimeEndpoint::Process => containers_on(&store, &flags.node_name),
+    let runtime = match &flags.container_runtime_endpoint {
+        RuntimeEndpoint::Process => None,
+        RuntimeEndpoint::Cri(_) if flags.port_forward_errors.is_some() => {
+            return Err("--port-forward-errors is for `process`: a runtime that speaks CRI reports by itself".into());
+        }
+        RuntimeEndpoint::Cri(endpoint) => Some((CriRuntime::new(endpoint)?, endpoint)),
     };
+    let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
+    // The demo's Pod is made of processes of this host.
+    let none = manifests.is_empty() && runtime.is_some();
+    let store = Arc::new(if none { Store::empty()? } else { Store::from_manifests(&manifests)? });
+    store.assign_all_pods(&flags.node_name);
 
     let stop = stop_signal()?;
     let mut server = Server::bind(flags.listen, stop.clone()).await?;
@@ -155,33 +176,47 @@ async fn run(flags: Flags) -> Result<(), Error> {
         Authenticator::known(Tokens::default(), Dialect::Kubelet)
     };
     let api = api_client(&flags)?;
-    let reviewer = Reviewer::new(api.clone(), &flags.node_name);
+    let address = server.address()?;
+    let node = api.clone().filter(|_| flags.register_node);
+    let node = node.map(|api| Registration::new(api, &flags.node_name, address, flags.feature_gates)).transpose()?;
+    let reviewer = Reviewer::new(api, &flags.node_name);
     let sessions = Sessions::default();
     let metrics = Arc::new(StreamingMetrics::kubelet());
     let parts = Parts {
         sessions: sessions.clone(),
         metrics: metrics.clone(),
         gates: flags.feature_gates,
-        dial_errors: flags.port_forward_errors.into(),
+        dial_errors: flags.port_forward_errors.unwrap_or(PortForwardErrors::Report).into(),
     };
     let authorize = SyntheticAuthzLayer::new(reviewer.clone()).node_name(flags.node_name.as_str());
-    let streams = mounted(process_kubelet(containers, parts, authorize));
+    // From here on there is something to take back.
+    let (streams, pods) = match runtime {
+        None => (mounted(process_kubelet(containers_on(&store, &flags.node_name), parts, authorize)), None),
+        Some((runtime, endpoint)) => {
+            let pods = Pods::run(endpoint, &flags.node_name, &store.list(Kind::Pod).0).await?;
+            (mounted(cri_kubelet(runtime, parts, authorize)), Some(pods))
+        }
+    };
     let service = router(store, streams, metrics, reviewer)
         .layer(authenticator.into_layer())
         // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
         .route("/healthz", get(|| async { "ok" }));
 
     say(format_args!("listening on {}", server.url()?));
-    match api.filter(|_| flags.register_node) {
+    match node {
         None => say("ready"),
-        Some(api) => {
-            let node = Registration::new(api, &flags.node_name, server.address()?, flags.feature_gates)?;
+        Some(node) => {
             // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another
             // kubelet of that name may have registered it.
             tokio::spawn(async move { stop.run_until_cancelled(node.keep(|| say("ready"))).await });
         }
     }
-    server.serve(service, sessions).await
+    let served = server.serve(service, sessions).await;
+    let removed = match pods.filter(|_| !flags.keep_pods) {
+        Some(pods) => pods.remove().await.context("removing the Pods"),
+        None => Ok(()),
+    };
+    served.and(removed)
 }
 
 /// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.

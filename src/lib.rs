@@ -67,6 +67,7 @@
 //! - `client`: the client role of remote command, over SPDY and over WebSocket (on fastwebsockets).
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
+//! - `cri`: [`adapters::cri`](adapters), which asks a container runtime where a stream goes. Brings tonic.
 //! - `prometheus`: [`adapters::prometheus`](adapters), which counts streams under Kubernetes' names and renders them.
 //! - `full`: all of them.
 //!

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// What each module of the crate may import. A module that is missing here fails the test.
@@ -74,6 +75,8 @@ const NEVER: &[(&str, &str, &str)] = &[
 /// `(path prefix, the only file or folder under src that may name it)`.
 const ONLY_IN: &[(&str, &str)] = &[
     ("fastwebsockets", "websocket/client"),
+    ("prost", "adapters/cri"),
+    ("tonic", "adapters/cri"),
     ("hyper::upgrade", "upgrade"),
     ("crate::spdy::frame", "remote_command"),
     ("crate::spdy::codec", "remote_command"),
@@ -419,6 +422,32 @@ fn a_path_along_the_arrows_passes() {
     }
 }
 
+/// What is off by default must not come in with something else.
+#[test]
+fn the_default_build_pulls_in_no_tonic() {
+    let tree = |features: &str| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+            "tree",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ]);
+        let tree =
+            cargo.args(["--package", "tower-kube-streaming", "--features", features]).output().expect("cargo runs");
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let text = String::from_utf8_lossy(&tree.stdout).into_owned();
+        let names = text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
+        names.collect::<BTreeSet<String>>()
+    };
+    let (default, cri) = (tree(""), tree("cri"));
+    for name in ["h2", "prost", "tonic"] {
+        assert!(!default.contains(name) && cri.contains(name), "{name}: {default:?}");
+    }
+}
+
 #[test]
 fn names_of_the_crate_root_count_as_their_module() {
     let found = breaches(&[LIB, ("spdy/stream.rs", "use crate::BoxError;")]);
@@ -436,6 +465,7 @@ fn the_special_rules_are_held() {
         ("layers/translate.rs", "use hyper::{body::Body, upgrade::on};", "only src/upgrade may name"),
         ("layers/translate.rs", "fn f(_: OnUpgrade) {}", "only src/upgrade may say `OnUpgrade`"),
         ("websocket/codec.rs", "use fastwebsockets::Frame;", "only src/websocket/client may say"),
+        ("adapters/rustls.rs", "use tonic::Status;", "only src/adapters/cri may name"),
         ("websocket/codec.rs", "use tokio::io::AsyncRead;", "no I/O"),
         ("spdy/session/mod.rs", "fn f() { tokio::spawn(async {}); }", "no I/O"),
         ("services/upgrade_proxy.rs", "use crate::spdy::frame::Head;", "only src/remote_command may name"),

@@ -10,7 +10,8 @@
 //! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
 //! | `objects`, `features`, `patch`, `locate` | Nodes and Pods in memory; what nodes declare; changes to them; from a pod to its kubelet's URL |
 //! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
-//! | `stack` | the kubelet's streaming stack over processes of this host |
+//! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
+//! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
@@ -22,6 +23,7 @@ pub mod at;
 pub mod authn;
 pub mod authz;
 pub mod client;
+pub mod cri;
 pub mod features;
 pub mod kubeconfig;
 pub mod list;
@@ -30,6 +32,7 @@ pub mod node;
 pub mod objects;
 pub mod patch;
 pub mod pki;
+pub mod pods;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;

@@ -112,6 +112,18 @@ impl State {
 impl Store {
     /// The objects of these files, or the demo's where none is given.
     pub fn from_manifests(files: &[PathBuf]) -> Result<Self, Error> {
+        let mut store = Self::empty()?;
+        if files.is_empty() {
+            store.load(DEMO, Path::new("demo.yaml"))?;
+        }
+        for file in files {
+            store.load(&fs::read_to_string(file).context(file.display())?, file)?;
+        }
+        Ok(store)
+    }
+
+    /// Nothing but the roles that are always there.
+    pub fn empty() -> Result<Self, Error> {
         // Versions of an earlier run are smaller, so that a watch which outlived it starts from the beginning.
         let version = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
         let state = State { objects: BTreeMap::new(), version };
@@ -122,12 +134,6 @@ impl Store {
             declared_features: true,
         };
         store.load(BUILT_IN, Path::new("built-in.yaml"))?;
-        if files.is_empty() {
-            store.load(DEMO, Path::new("demo.yaml"))?;
-        }
-        for file in files {
-            store.load(&fs::read_to_string(file).context(file.display())?, file)?;
-        }
         Ok(store)
     }
 

@@ -1,17 +1,18 @@
-//! The kubelet's stack over processes of this host, layer by layer.
+//! The kubelet's stack, layer by layer: over processes of this host, or over a container runtime.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tower::{Layer, ServiceBuilder};
 use tower_kube_streaming::{
     FeatureGates,
-    adapters::prometheus::StreamingMetrics,
+    adapters::{cri::CriRuntime, prometheus::StreamingMetrics},
     layers::{
-        Metrics, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer,
+        FeatureRouting, FeatureRoutingLayer, Metrics, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer,
+        UpgradeDetect, UpgradeDetectLayer,
     },
     port_forward::DialErrors,
     runtime::{Main, ProcessRuntime},
-    services::StreamingServer,
+    services::{StreamingServer, TcpConnect, UpgradeProxy},
     upgrade::{Dialect, Sessions},
 };
 
@@ -20,6 +21,13 @@ use super::objects::Container;
 /// `services::Kubelet` builds the same in one call.
 pub type ProcessKubelet<A> = UpgradeDetect<Metrics<<A as Layer<Adapted>>::Service>>;
 type Adapted = Translate<Tunnel<StreamingServer<ProcessRuntime>>>;
+
+/// `services::KubeletBuilder::build_with` builds the same in one call.
+pub type CriKubelet<A> = UpgradeDetect<Metrics<<A as Layer<Routed>>::Service>>;
+type Routed = FeatureRouting<Translate<Tunnel<UpgradeProxy<TcpConnect>>>, CriRuntime>;
+
+/// Longest wait for a connection to the runtime's streaming server.
+const DIAL: Duration = Duration::from_secs(5);
 
 /// What a kubelet's stack is built from.
 pub struct Parts {
@@ -50,4 +58,20 @@ where
         .layer(TranslateLayer::new().gates(gates))
         .layer(TunnelLayer::new().gates(gates))
         .service(StreamingServer::new(runtime).dial_errors(dial_errors))
+}
+
+/// Serves exec, attach and port-forward of the containers that `runtime` runs, to whom the layer `authorize` lets in.
+pub fn cri_kubelet<A>(runtime: CriRuntime, parts: Parts, authorize: A) -> CriKubelet<A>
+where
+    A: Layer<Routed>,
+{
+    let Parts { sessions, metrics, gates, dial_errors: _ } = parts;
+    ServiceBuilder::new()
+        .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
+        .layer(MetricsLayer::new(metrics))
+        .layer(authorize)
+        .layer(FeatureRoutingLayer::new(runtime))
+        .layer(TranslateLayer::new().gates(gates))
+        .layer(TunnelLayer::new().gates(gates))
+        .service(UpgradeProxy::new(TcpConnect).dial_timeout(DIAL))
 }

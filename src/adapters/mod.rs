@@ -1,5 +1,7 @@
 //! Feature-gated implementations of the seams on other people's crates.
 
+#[cfg(feature = "cri")]
+pub mod cri;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 #[cfg(feature = "rustls")]

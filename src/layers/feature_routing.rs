@@ -59,7 +59,7 @@ use tracing::Span;
 
 use crate::{
     gates::{FeatureGates, Gate},
-    upgrade::{Dialect, Refusal, Target, permit},
+    upgrade::{Dialect, Refusal, Target, can_switch, permit},
 };
 
 /// Where a stream goes next. Closures implement it.
@@ -225,8 +225,14 @@ where
         let target = match permit(request.extensions(), "FeatureRouting") {
             Ok(Some(target)) => Arc::clone(target),
             Ok(None) => return ResponseFuture { state: State::Forwarded(self.inner.call(request)) },
-            Err(misbuilt) => return ResponseFuture { state: State::Misbuilt(Some(misbuilt)) },
+            Err(misbuilt) => return ResponseFuture { state: State::Refused(Some(misbuilt)) },
         };
+        if target.dialect == Dialect::Kubelet && !can_switch(request.version(), request.headers(), request.extensions())
+        {
+            // A container runtime keeps a place for every URL that it hands out. Upstream's kubelet takes one first.
+            let refusal = Refusal::upgrade_required(target.dialect);
+            return ResponseFuture { state: State::Refused(Some((target.dialect, refusal))) };
+        }
         let hop = self.resolver.resolve(Arc::clone(&target));
         // `poll_ready` reserved `self.inner`; a fresh clone is not ready. Move the ready one.
         let clone = self.inner.clone();
@@ -258,8 +264,8 @@ enum State<S, H, F, Q> {
         request: Option<Q>,
     },
     Forwarded(#[pin] F),
-    /// The stack lacks a layer above this one.
-    Misbuilt(Option<(Dialect, Refusal)>),
+    /// The stack lacks a layer above this one, or the request cannot become a stream.
+    Refused(Option<(Dialect, Refusal)>),
 }
 
 impl<S, H, B, R> Future for ResponseFuture<S, H, Request<B>>
@@ -290,8 +296,8 @@ where
                     self.as_mut().project().state.set(State::Forwarded(inner));
                 }
                 StateProj::Forwarded(inner) => return inner.poll(cx),
-                StateProj::Misbuilt(misbuilt) => {
-                    let (dialect, refusal) = misbuilt.take().expect("polled after it was ready");
+                StateProj::Refused(refused) => {
+                    let (dialect, refusal) = refused.take().expect("polled after it was ready");
                     return Poll::Ready(Ok(refusal.into_response(dialect)));
                 }
             }

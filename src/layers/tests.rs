@@ -1,4 +1,10 @@
-use std::sync::Arc;
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
@@ -623,6 +629,38 @@ async fn each_stack_adapts_behind_a_gate_of_its_own_and_forwards_what_came_when_
             assert_eq!(seen.method() == Method::POST, adapted, "{case}");
         }
     }
+}
+
+/// A runtime's URL is good for one request, and it keeps a place for each.
+#[tokio::test]
+async fn a_kubelets_resolver_is_asked_for_upgrades_alone() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let layer = FeatureRoutingLayer::new(move |_: Arc<Target>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        ready(Err(Refusal::internal("asked")))
+    });
+    for (side, upgrade, answer) in [
+        (true, true, "asked\n"),
+        (false, true, "Upgrade request required\n"),
+        (true, false, "Upgrade request required\n"),
+    ] {
+        let mut request = websocket("v5.channel.k8s.io");
+        if !side {
+            request.extensions_mut().clear();
+        }
+        let target = Target { dialect: Dialect::Kubelet, ..Target::clone(&target(Subresource::Exec)) };
+        request.extensions_mut().insert(Permit(target.into()));
+        if !upgrade {
+            request.headers_mut().remove(header::CONNECTION);
+        }
+        let (mut service, _inner) = mock::spawn_layer::<_, Response<Body>, _>(layer.clone());
+        assert_ready_ok!(service.poll_ready());
+        let response = service.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(text(response).await, answer);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

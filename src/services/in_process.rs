@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower::Service;
 
-use super::upgrade_proxy::{strip_credentials, upgrade_required};
+use super::upgrade_proxy::strip_credentials;
 use crate::{
     layers::{Hop, upgrade_detect::ResponseFuture},
     upgrade::{Refusal, can_switch, permitted},
@@ -50,8 +50,8 @@ where
             Ok(target) => target.dialect,
             Err((dialect, refusal)) => return ResponseFuture::refused(refusal.into_response(dialect)),
         };
-        if !can_switch(&parts) {
-            return ResponseFuture::refused(upgrade_required(dialect).into_response(dialect));
+        if !can_switch(parts.version, &parts.headers, &parts.extensions) {
+            return ResponseFuture::refused(Refusal::upgrade_required(dialect).into_response(dialect));
         }
         let Some(hop) = parts.extensions.remove::<Hop>() else {
             let refusal = Refusal::missing_layer("FeatureRoutingLayer", "InProcess");

@@ -7,13 +7,16 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
     gates::FeatureGates,
-    layers::{MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer},
+    layers::{
+        FeatureRouting, FeatureRoutingLayer, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer,
+        UpgradeDetect, UpgradeDetectLayer,
+    },
     upgrade::{Dialect, SessionLimits, Sessions},
 };
 
-/// The streaming stack of a kubelet over a leaf that runs streams here.
+/// The streaming stack of a kubelet, over a leaf that runs streams here or carries them to a container runtime.
 ///
-/// `UpgradeDetect`, the authorizing layer, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the leaf
+/// `UpgradeDetect`, the authorizing layer, with a runtime `FeatureRouting`, `Translate`, `Tunnel`, leaf. A request that is no stream reaches the leaf
 /// unchanged, without a permit, and gets 404 there: route it elsewhere.
 #[derive(Clone, Debug)]
 pub struct Kubelet<S> {
@@ -88,6 +91,25 @@ impl KubeletBuilder {
             .layer(TunnelLayer::new().limits(limits).gates(gates).off(leaf_speaks_websocket))
             .service(leaf);
         Kubelet { stack }
+    }
+
+    /// Builds the stack of a kubelet whose streams go to a container runtime: `resolve` is the
+    /// [`Resolve`](crate::layers::Resolve) that asks it for a URL (`adapters::cri` has one), and `leaf` mostly an
+    /// [`UpgradeProxy`](super::UpgradeProxy).
+    ///
+    /// A request that is no upgrade is refused before `resolve` is asked: a runtime's URL is good for one request.
+    pub fn build_with<A, V, L>(
+        self,
+        sessions: Sessions,
+        authorize: A,
+        resolve: V,
+        leaf: L,
+    ) -> Kubelet<UpgradeDetect<A::Service>>
+    where
+        A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
+        V: Clone,
+    {
+        self.build(sessions, (authorize, FeatureRoutingLayer::new(resolve)), leaf)
     }
 }
 

@@ -3,7 +3,6 @@
 use http::{
     Extensions, HeaderMap, Version,
     header::{AsHeaderName, CONNECTION, UPGRADE},
-    request,
 };
 
 /// The elements of a comma-separated list: repeated lines and joined ones are the same list.
@@ -28,10 +27,9 @@ pub(crate) fn is_upgrade(version: Version, headers: &HeaderMap, extensions: &Ext
 
 /// Whether a leaf can answer `101`: the request is an upgrade, or it was one until a layer above took the client's side
 /// to adapt it.
-pub(crate) fn can_switch(request: &request::Parts) -> bool {
-    let request::Parts { version, headers, extensions, .. } = request;
+pub(crate) fn can_switch(version: Version, headers: &HeaderMap, extensions: &Extensions) -> bool {
     let asks = list(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    is_upgrade(*version, headers, extensions) || asks && super::io::was_taken(extensions)
+    is_upgrade(version, headers, extensions) || asks && super::io::was_taken(extensions)
 }
 
 /// Whether `Upgrade` names `websocket`, alone or in a list (RFC 6455, 4.2.1: "containing the value"). Upstream wants the

@@ -58,6 +58,16 @@ impl Refusal {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message).about("", "")
     }
 
+    /// What upstream says to a request that is no upgrade. The kubelet says it with 500, deliberately kept
+    /// (`pkg/kubelet/server/server.go`, `responder.Error`, 1.36). A runtime takes it for a SPDY handshake that is not whole.
+    pub(crate) fn upgrade_required(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::ApiServer => Self::bad_request("Upgrade request required"),
+            Dialect::Kubelet => Self::internal("Upgrade request required"),
+            Dialect::Runtime => Self::bad_request("unable to upgrade: missing upgrade headers in request"),
+        }
+    }
+
     /// 404 of a URL that nothing is served at.
     pub(crate) fn no_such_resource() -> Self {
         let message = "the server could not find the requested resource";

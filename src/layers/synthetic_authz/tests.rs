@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Extensions, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -19,7 +19,7 @@ use crate::{
     error::BoxError,
     gates::{FeatureGates, Gate},
     layers::{FeatureRoutingLayer, Hop, UpgradeDetectLayer},
-    upgrade::{Caller, Dialect, Permit, Sessions, StreamOptions, StreamRequest, Subresource, Target},
+    upgrade::{Caller, Dialect, Permit, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept},
 };
 
 type Body = Full<Bytes>;
@@ -66,6 +66,12 @@ fn allow_all(_: Verb) -> Answer {
 fn request(method: Method, uri: &str) -> Request<()> {
     let mut request = Request::builder().method(method).uri(uri).body(()).unwrap();
     request.extensions_mut().insert(Caller::new("jane", ["dev"]));
+    if uri == KUBELET {
+        // A kubelet's resolver is asked about nothing else than an upgrade, with the client's side in it.
+        request.headers_mut().insert(header::CONNECTION, "Upgrade".parse().unwrap());
+        request.headers_mut().insert(header::UPGRADE, "SPDY/3.1".parse().unwrap());
+        drop(accept(&mut Extensions::new(), request.extensions_mut()));
+    }
     request
 }
 

@@ -60,7 +60,6 @@ use tower::Service;
 use tracing::Instrument;
 
 use self::negotiate::{Carrier, refused};
-use super::upgrade_proxy::upgrade_required;
 use crate::{
     BoxError,
     port_forward::{DialErrors, Limits as PortForwardLimits},
@@ -147,8 +146,8 @@ impl<R: Runtime> StreamingServer<R> {
             .map_err(|(dialect, refusal)| refused(refusal, dialect))?;
         let dialect = target.dialect;
         let refuse = |refusal: Refusal| refused(refusal, dialect);
-        if !can_switch(&request) {
-            return Err(refuse(upgrade_required(dialect)));
+        if !can_switch(request.version, &request.headers, &request.extensions) {
+            return Err(refuse(Refusal::upgrade_required(dialect)));
         }
         if target.subresource == Subresource::PortForward {
             return self.forward(request, target).await;

@@ -58,7 +58,6 @@ pub(crate) use connect::dial;
 pub use connect::{Connect, TcpConnect};
 pub(super) use handshake::strip_credentials;
 pub use service::UpgradeProxy;
-pub(super) use service::upgrade_required;
 
 #[cfg(test)]
 mod tests;

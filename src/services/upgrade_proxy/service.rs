@@ -33,8 +33,8 @@ use crate::{
     layers::Hop,
     remote_command::{Version, passthrough},
     upgrade::{
-        self, Cause, ClientAddr, DialFailed, Dialect, Leg, Refusal, Report, SessionLimits, Subresource, Target,
-        can_switch, drop_malformed_trace_context, is_upgrade, is_websocket, permitted, upgrade_names,
+        self, Cause, ClientAddr, DialFailed, Leg, Refusal, Report, SessionLimits, Subresource, Target, can_switch,
+        drop_malformed_trace_context, is_upgrade, is_websocket, permitted, upgrade_names,
     },
 };
 
@@ -95,8 +95,8 @@ impl<C: Connect> UpgradeProxy<C> {
         let Some(hop) = request.extensions.remove::<Hop>() else {
             return Err(refuse(Refusal::missing_layer("FeatureRoutingLayer", "UpgradeProxy")));
         };
-        if !can_switch(&request) {
-            return Err(refuse(upgrade_required(target.dialect)));
+        if !can_switch(request.version, &request.headers, &request.extensions) {
+            return Err(refuse(Refusal::upgrade_required(target.dialect)));
         }
         let ours = is_upgrade(request.version, &request.headers, &request.extensions);
         let span = hop.span();
@@ -211,16 +211,6 @@ fn relative(mut request: Request<Empty<Bytes>>) -> Request<Empty<Bytes>> {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     *request.uri_mut() = path.parse().expect("path and query of a URI");
     request
-}
-
-/// What upstream says to a request that is no upgrade. The kubelet says it with 500, deliberately kept
-/// (`pkg/kubelet/server/server.go`, `responder.Error`, 1.36). A runtime takes it for a SPDY handshake that is not whole.
-pub(in crate::services) fn upgrade_required(dialect: Dialect) -> Refusal {
-    match dialect {
-        Dialect::ApiServer => Refusal::bad_request("Upgrade request required"),
-        Dialect::Kubelet => Refusal::internal("Upgrade request required"),
-        Dialect::Runtime => Refusal::bad_request("unable to upgrade: missing upgrade headers in request"),
-    }
 }
 
 fn bad_gateway(target: &Target, message: String, cause: &dyn fmt::Debug) -> Refusal {

@@ -1,0 +1,343 @@
+//! Real kubectl through the example API server and the example kubelet to containers of a real containerd.
+//!
+//! `testing/containerd` starts one that nobody else uses. Where it cannot, because it takes root and four Debian packages, that is a SKIP,
+//! and a failure under `REQUIRE_REAL=1`.
+
+mod support;
+
+use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+
+use support::{
+    Outcome, Scratch,
+    forward::Forward,
+    kubectl::{Client, Input, Run, client, forwarder},
+    lab::{Lab, Session, Settings, Topology, example},
+    noise,
+    process::Process,
+    sha256, skip,
+    terminal::Terminal,
+    through,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What containerd says to a terminal with a stderr of its own.
+const MISFIT: &str = "rpc error: code = InvalidArgument desc = tty and stderr cannot both be true";
+
+/// The containers of the lab's Pod, as real ones. Their network has nothing but a loopback interface of its own.
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: demo, namespace: default}
+spec:
+  containers:
+    - {name: shell, image: "localhost/busybox:test", command: [/bin/sh], stdin: true, tty: true}
+    - name: sidecar
+      image: localhost/busybox:test
+      command: [/bin/sh, -c]
+      args:
+        - |
+          mkdir /www && echo "from $POD" >/www/index.html && httpd -p 127.0.0.1:8080 -h /www
+          n=0; while sleep 1; do n=$((n+1)); echo "line $n"; done
+      env: [{name: POD, value: the pod}]
+"#;
+
+/// A containerd, stopped with its handle.
+struct Containerd {
+    dir: PathBuf,
+}
+
+impl Containerd {
+    /// `None`: it cannot run here, which is a SKIP.
+    fn start() -> Outcome<Option<Self>> {
+        let check = script().arg("check").output().map_err(|error| error.to_string())?;
+        if !check.status.success() {
+            skip(String::from_utf8_lossy(&check.stdout).trim());
+            return Ok(None);
+        }
+        // Not in `target`: the path of a socket is short.
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let containerd = Self { dir: env::temp_dir().join(format!("ctd-{}-{next}", std::process::id())) };
+        containerd.run("start")?;
+        Ok(Some(containerd))
+    }
+
+    fn run(&self, what: &str) -> Outcome {
+        let done = script().arg(what).arg(&self.dir).output().map_err(|error| error.to_string())?;
+        ensure!(done.status.success(), "testing/containerd {what}: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
+    }
+
+    fn endpoint(&self) -> String {
+        format!("--container-runtime-endpoint=unix://{}", self.dir.join("c.sock").display())
+    }
+
+    /// How many sandboxes and containers there are.
+    fn containers(&self) -> Outcome<usize> {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(self.dir.join("c.sock")).args([
+            "--namespace",
+            "k8s.io",
+            "containers",
+            "ls",
+            "--quiet",
+        ]);
+        let listed = ctr.output().map_err(|error| error.to_string())?;
+        ensure!(listed.status.success(), "{listed:?}");
+        Ok(String::from_utf8_lossy(&listed.stdout).lines().count())
+    }
+
+    /// The API server and the kubelet, and the Pod in this runtime.
+    async fn lab(&self, manifests: &Scratch) -> Outcome<Lab> {
+        let flags = [self.endpoint(), manifest(manifests, POD)?];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        Lab::start_with(Topology::TwoProcesses, Settings { kubelet: &flags, ..Settings::default() }).await
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.run("stop");
+    }
+}
+
+fn script() -> Command {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testing/containerd"))
+}
+
+fn manifest(scratch: &Scratch, pod: &str) -> Outcome<String> {
+    let file = scratch.path().join("pod.yaml");
+    fs::write(&file, pod).map_err(|error| error.to_string())?;
+    Ok(format!("--pod-manifest-path={}", file.display()))
+}
+
+/// The lines that the next session leaves at the API server and at the kubelet.
+async fn sessions(lab: &Lab, before: (usize, usize)) -> Outcome<(Session, Session)> {
+    let kubelet = lab.kubelet.as_ref().expect("two processes");
+    for (process, before) in [(&lab.apiserver, before.0), (kubelet, before.1)] {
+        let ended = |text: &str| text.matches("session ended").count() > before;
+        process.stderr.until(LIMIT, "the session's line", ended).await?;
+    }
+    Ok((lab.sessions().swap_remove(before.0), lab.kubelet_sessions().swap_remove(before.1)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_streams_to_containers_of_containerd() -> Outcome {
+    let Some(containerd) = Containerd::start()? else { return Ok(()) };
+    let manifests = Scratch::new("cri");
+    let lab = containerd.lab(&manifests).await?;
+    for (version, websocket) in [("1.28", false), ("1.37", true)] {
+        let Some(client) = client(version, websocket) else { continue };
+        let run = Run { lab: &lab, client: &client };
+        let case = |result: Outcome| result.map_err(|why| format!("{client}: {why}\n{}", lab.logs()));
+        case(protocols(&run).await)?;
+        case(exec(&run).await)?;
+        case(terminal(&run).await)?;
+        case(attach(&run).await)?;
+        case(copy(&run).await)?;
+        if let Some(client) = forwarder(version, websocket) {
+            case(forward(&Run { lab: &lab, client: &client }).await)?;
+        }
+    }
+    lab.stop().await
+}
+
+/// v5 reaches the kubelet, which speaks v4 to containerd.
+async fn protocols(run: &Run<'_>) -> Outcome {
+    let before = (run.lab.sessions().len(), run.lab.kubelet_sessions().len());
+    let output = run.kubectl(&["exec", "demo", "-c", "sidecar", "--", "sh", "-c", "echo $POD"]).await?.exits(0)?;
+    ensure!(output.stdout == "the pod\n", "{output:?}");
+    let (apiserver, kubelet) = sessions(run.lab, before).await?;
+    let (v4, v5) = (Some("v4.channel.k8s.io"), Some("v5.channel.k8s.io"));
+    let client = if run.client.websocket { v5 } else { v4 };
+    for (session, protocols) in [(apiserver, (client, client)), (kubelet, (client, v4))] {
+        ensure!((session.field("protocol.in"), session.field("protocol.out")) == protocols, "{session:?}");
+    }
+    Ok(())
+}
+
+async fn exec(run: &Run<'_>) -> Outcome {
+    let sh = |script| ["exec", "demo", "-c", "sidecar", "--", "sh", "-c", script];
+    run.kubectl(&sh("exit 7")).await?.exits(7)?;
+    let output = run.kubectl(&sh("echo out; echo err >&2; exit 3")).await?.exits(3)?.says("err")?;
+    ensure!(output.stdout == "out\n", "{output:?}");
+    // containerd 1.6 makes an internal error of it, and no exit code.
+    let nosuch = ["exec", "demo", "-c", "sidecar", "--", "/nosuch"];
+    run.kubectl(&nosuch).await?.exits(1)?.says("no such file or directory")?;
+
+    let (block, times) = (noise(5, 1 << 20), 8);
+    let args = ["exec", "-i", "demo", "-c", "sidecar", "--", "sha256sum"];
+    let output = run.kubectl_fed(&args, Input(&block, times)).await?.exits(0)?;
+    ensure!(output.stdout.starts_with(&sha256(&block, times)), "{output:?}");
+    let output = run.kubectl(&sh("head -c 33554432 /dev/zero")).await?.exits(0)?;
+    ensure!(output.stdout_sha256 == sha256(&[0; 1 << 20], 32), "{} bytes", output.stdout_bytes);
+    Ok(())
+}
+
+async fn terminal(run: &Run<'_>) -> Outcome {
+    let args = ["exec", "-it", "demo", "-c", "sidecar", "--", "sh"];
+    let mut terminal = Terminal::start((33, 101), |pty| run.command_on(pty, &args))?;
+    for (size, marker) in [((33, 101), "first"), ((44, 132), "then")] {
+        terminal.resize(size)?;
+        let (rows, columns) = size;
+        // The size travels beside the data, so the first look may be too early.
+        terminal.types(&format!(
+            "until [ \"$(stty size)\" = '{rows} {columns}' ]; do sleep 0.05; done; echo \"{marker}:$(stty size).\""
+        ))?;
+        terminal.shows(&format!("{marker}:{rows} {columns}.")).await?;
+    }
+    terminal.types("exit 5")?;
+    let code = terminal.exit_code().await?;
+    ensure!(code == 5, "exit code {code}, not 5");
+
+    let args = ["attach", "-it", "demo", "-c", "shell"];
+    let mut terminal = Terminal::start((33, 101), |pty| run.command_on(pty, &args))?;
+    terminal.types("echo \"attached $((40+2))\"")?;
+    terminal.shows("attached 42").await
+}
+
+async fn attach(run: &Run<'_>) -> Outcome {
+    let attached = Process::start("kubectl", &mut run.command(&["attach", "demo", "-c", "sidecar"]))?;
+    attached.stdout.until(LIMIT, "two lines", |text| text.matches("line ").count() > 1).await?;
+    drop(attached);
+    // Without a terminal kubectl asks for none, but this container has one, and that is what the runtime is asked for. It
+    // refuses that beside stderr. kubectl takes the words for a Status in YAML, and prints none of them.
+    let log = || run.lab.kubelet.as_ref().map_or_else(String::new, |kubelet| kubelet.stderr.text());
+    let before = log().matches(MISFIT).count();
+    run.kubectl(&["attach", "-i", "demo", "-c", "shell"]).await?.exits(1)?;
+    ensure!(log().matches(MISFIT).count() > before, "it was not refused for its terminal");
+    Ok(())
+}
+
+async fn copy(run: &Run<'_>) -> Outcome {
+    let (there, back) = (run.lab.scratch.path().join("there"), run.lab.scratch.path().join("back"));
+    let bytes = noise(7, 3 << 20);
+    fs::write(&there, &bytes).map_err(|error| error.to_string())?;
+    let path = |path: &PathBuf| path.display().to_string();
+    run.kubectl(&["cp", &path(&there), "demo:/tmp/file", "-c", "sidecar"]).await?.exits(0)?;
+    run.kubectl(&["cp", "demo:/tmp/file", &path(&back), "-c", "sidecar"]).await?.exits(0)?;
+    ensure!(fs::read(&back).is_ok_and(|copied| copied == bytes), "the file came back changed");
+    Ok(())
+}
+
+async fn forward(run: &Run<'_>) -> Outcome {
+    let forward = Forward::start(run, &[8080]).await?;
+    for _ in 0..3 {
+        let mut tcp = through::tcp(forward.to(8080)).await?;
+        let mut page = String::new();
+        let read = async {
+            tcp.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+            tcp.read_to_string(&mut page).await
+        };
+        read.await.map_err(|error| error.to_string())?;
+        ensure!(page.ends_with("\r\n\r\nfrom the pod\n"), "{page}");
+    }
+    forward.stop().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_runtime_does_not_run_is_refused_in_the_kubelets_words() -> Outcome {
+    /// Pods that the API server knows, and this runtime does not.
+    const OBJECTS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: demo2, namespace: default}
+spec: {nodeName: demo-node, containers: [{name: shell, image: none}]}
+";
+    let Some(containerd) = Containerd::start()? else { return Ok(()) };
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let manifests = Scratch::new("cri");
+    let one = POD.split("    - name: sidecar").next().unwrap_or_default();
+    let flags = [containerd.endpoint(), manifest(&manifests, one)?];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let settings = Settings { kubelet: &flags, objects: OBJECTS, ..Settings::default() };
+    let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
+    let run = Run { lab: &lab, client: &client };
+    let refused =
+        async |args: &[&str], words: &str| -> Outcome { run.kubectl(args).await?.exits(1)?.says(words).map(drop) };
+    refused(&["exec", "demo", "-c", "sidecar", "--", "true"], r#"container not found ("sidecar")"#).await?;
+    refused(&["attach", "demo", "-c", "sidecar"], "container sidecar not found in pod demo_default").await?;
+    refused(&["exec", "demo2", "--", "true"], "pod does not exist").await?;
+    refused(&["port-forward", "pod/demo2", "0:80"], "pod does not exist").await?;
+    lab.stop().await
+}
+
+async fn hello(lab: &Lab, client: &Client) -> Outcome {
+    let run = Run { lab, client };
+    let output = run.kubectl(&["exec", "demo", "-c", "sidecar", "--", "echo", "hello"]).await?.exits(0)?;
+    ensure!(output.stdout == "hello\n", "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containerd_may_restart_between_two_execs() -> Outcome {
+    let Some(containerd) = Containerd::start()? else { return Ok(()) };
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let manifests = Scratch::new("cri");
+    let lab = containerd.lab(&manifests).await?;
+    for _ in 0..2 {
+        hello(&lab, &client).await?;
+        containerd.run("restart")?;
+    }
+    hello(&lab, &client).await?;
+    lab.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_go_with_their_kubelet_unless_they_are_kept() -> Outcome {
+    let Some(containerd) = Containerd::start()? else { return Ok(()) };
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let manifests = Scratch::new("cri");
+    let flags = [containerd.endpoint(), manifest(&manifests, POD)?, "--keep-pods".to_owned()];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut lab = Lab::start_with(Topology::TwoProcesses, Settings { kubelet: &flags, ..Settings::default() }).await?;
+    hello(&lab, &client).await?;
+    // The sandbox, and its two containers; those that were kept are replaced.
+    ensure!(containerd.containers()? == 3, "{}", containerd.containers()?);
+    lab.restart_kubelet(&flags).await?;
+    ensure!(containerd.containers()? == 3, "{}", containerd.containers()?);
+    lab.restart_kubelet(&flags[..2]).await?;
+    hello(&lab, &client).await?;
+    lab.stop().await?;
+    ensure!(containerd.containers()? == 0, "{}", containerd.containers()?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_cannot_run_leaves_nothing_behind() -> Outcome {
+    let Some(containerd) = Containerd::start()? else { return Ok(()) };
+    let manifests = Scratch::new("cri");
+    let pod = POD.replacen("localhost/busybox:test\n", "localhost/nosuch:image\n", 1);
+    ensure!(pod != POD, "the image is not in there");
+    let (endpoint, file) = (containerd.endpoint(), manifest(&manifests, &pod)?);
+    let mut command = example("kubelet");
+    let kubelet = Process::start("kubelet", command.args(["--listen=127.0.0.1:0", "--insecure", &endpoint, &file]))?;
+    let stderr = kubelet.stderr.clone();
+    let status = kubelet.ended().await?;
+    ensure!(status.code() == Some(2), "{status}");
+    let said = stderr.text();
+    ensure!(said.contains(r#"Pod "demo": CreateContainer: "#) && said.contains("localhost/nosuch:image"), "{said}");
+    ensure!(containerd.containers()? == 0, "{}", containerd.containers()?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flags_that_a_runtime_cannot_obey_end_the_kubelet() -> Outcome {
+    for (flags, why) in [
+        (
+            &["--container-runtime-endpoint=unix:///run/nosuch.sock", "--port-forward-errors=report"][..],
+            "--port-forward-errors is for `process`",
+        ),
+        (&["--container-runtime-endpoint=tcp://127.0.0.1:1"], "is no endpoint of a container runtime"),
+        (&["--container-runtime-endpoint=unix:///run/nosuch.sock"], "ListPodSandbox: "),
+    ] {
+        let mut command = example("kubelet");
+        let kubelet = Process::start("kubelet", command.args(["--listen=127.0.0.1:0", "--insecure"]).args(flags))?;
+        let stderr = kubelet.stderr.clone();
+        let status = kubelet.ended().await?;
+        ensure!(status.code() == Some(2) && stderr.text().contains(why), "{flags:?}: {status}: {}", stderr.text());
+    }
+    Ok(())
+}
