@@ -15,14 +15,15 @@ mod support;
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
+use serde_json::Value;
 use support::{
     Context, Error, Stack,
     api::{self, Api},
     authn::Authenticator,
     kubeconfig,
     locate::Locate,
-    log_to_stderr, mounted,
-    objects::{Store, containers_on},
+    log_to_stderr, mounted, node,
+    objects::{Key, Store, containers_on},
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
     say,
@@ -222,6 +223,9 @@ async fn run(flags: Flags) -> Result<(), Error> {
 
 fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
     if flags.manifest.is_empty() {
+        // What a kubelet of its own would register.
+        let declare = |node: &mut Value| node["status"]["declaredFeatures"] = node::declared(flags.feature_gates);
+        store.update(&Key::node(DEMO_NODE), declare).map_err(|refused| refused.message())?;
         return Ok(Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())));
     }
     let dir = &flags.data_dir;

@@ -240,6 +240,7 @@ async fn no_line_at_any_level_tells_commands_environment_tokens_or_bytes() {
     switch(&mut client, &websocket(&path("exec", query), &protocols, &credentials)).await;
     client.write_all(bytes.as_bytes()).await.unwrap();
     client.read_buf(&mut Vec::new()).await.unwrap();
+    drop(client);
     let mut client = cluster.dial();
     switch(&mut client, &spdy(&path("exec", query), "v4.channel.k8s.io", &credentials)).await;
     client.write_all(&[NO_SPDY, bytes.as_bytes()].concat()).await.unwrap();

@@ -124,7 +124,7 @@ fn status(listens: SocketAddr, gates: FeatureGates) -> Value {
 }
 
 /// What the node declares, sorted; `null` takes back what an earlier kubelet of this name declared.
-fn declared(gates: FeatureGates) -> Value {
+pub fn declared(gates: FeatureGates) -> Value {
     let extends = gates.enabled(Gate::NodeDeclaredFeatures) && gates.enabled(Gate::ExtendWebSocketsToKubelet);
     if extends { json!([Gate::ExtendWebSocketsToKubelet.name()]) } else { Value::Null }
 }

@@ -228,10 +228,10 @@ impl Drop for Log {
         };
         tracing::info!(
             target: "session",
-            user = %caller.name,
+            user = ?caller.name,
             subresource = %target.subresource,
-            namespace = %target.namespace,
-            pod = %target.pod,
+            namespace = ?target.namespace,
+            pod = ?target.pod,
             container = target.container.as_deref().unwrap_or_default(),
             tty = target.options.tty,
             protocol.in = %report.protocol_in,
@@ -242,7 +242,7 @@ impl Drop for Log {
             exit,
             cause = %report.cause,
             leg = report.cause.leg().map(tracing::field::display),
-            detail = %report.detail,
+            detail = ?report.detail,
             seconds = self.started.elapsed().as_secs_f64(),
             "session ended",
         );

@@ -161,9 +161,10 @@ impl Session {
         Self(line.to_owned())
     }
 
-    /// The value of a field, which is a word without blanks.
+    /// The value of a field, which is a word without blanks, quoted or not.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.0.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        let mut words = self.0.split_whitespace();
+        words.find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.trim_matches('"')))
     }
 }
 
