@@ -64,7 +64,8 @@
 //!
 //! None is on by default, and none turns a check off.
 //!
-//! - `client`: the client role of remote command, over SPDY and over WebSocket (on fastwebsockets).
+//! - `client`: the module `client`, which runs commands in pods: over WebSocket (on fastwebsockets), over SPDY, and with
+//!   the fallback.
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
 //! - `cri`: [`adapters::cri`](adapters), which asks a container runtime where a stream goes. Brings tonic.
@@ -74,6 +75,8 @@
 //! [KEP-4006]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/4006-transition-spdy-to-websockets
 
 pub mod adapters;
+#[cfg(feature = "client")]
+pub mod client;
 mod error;
 mod gates;
 pub mod layers;

@@ -23,7 +23,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-use crate::services::upgrade_proxy::{Connect, dial};
+use crate::upgrade::{Connect, dial};
 
 /// Dials `https://host:port`, and `http://host:port` where that is allowed.
 ///

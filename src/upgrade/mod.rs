@@ -13,6 +13,7 @@ pub(crate) mod buffer;
 mod caller;
 mod cause;
 pub(crate) mod clock;
+mod connect;
 mod grammar;
 mod headers;
 mod io;
@@ -28,6 +29,9 @@ mod trace_context;
 
 pub use caller::{Caller, ClientAddr};
 pub use cause::{Cause, Leg};
+#[cfg(feature = "rustls")]
+pub(crate) use connect::dial;
+pub use connect::{Connect, TcpConnect};
 pub(crate) use grammar::parse_port;
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 #[cfg(test)]

@@ -19,7 +19,9 @@ use bytes::{Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, WebSocket, WebSocketError};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE},
+    header::{
+        CONNECTION, InvalidHeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
 };
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
@@ -55,7 +57,7 @@ pub enum ConnectError {
     /// The server's 101 is not an answer to our request.
     Response(ResponseError),
     /// A subprotocol cannot be written into a header.
-    Protocol(http::header::InvalidHeaderValue),
+    Protocol(InvalidHeaderValue),
     /// HTTP failed.
     Http(hyper::Error),
 }
@@ -117,20 +119,7 @@ pub async fn connect<Io>(
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let key = key();
-    *request.method_mut() = Method::GET;
-    *request.version_mut() = Version::HTTP_11;
-    let headers = request.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(SEC_WEBSOCKET_VERSION, handshake::VERSION);
-    headers.insert(SEC_WEBSOCKET_KEY, key.clone());
-    headers.remove(SEC_WEBSOCKET_PROTOCOL);
-    if !offered.is_empty() {
-        let line = HeaderValue::try_from(offered.join(", ")).map_err(ConnectError::Protocol)?;
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, line);
-    }
-
+    let key = prepare(&mut request, offered).map_err(ConnectError::Protocol)?;
     let (mut sender, mut connection) = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await?;
     let mut finished = false;
     let mut drive = |cx: &mut Context<'_>| {
@@ -164,6 +153,31 @@ where
     let parts = connection.into_parts();
     let (read, write) = tokio::io::split(parts.io.into_inner());
     Ok(Connected { reader: Reader::new(parts.read_buf, read), writer: Writer::new(write), protocol })
+}
+
+impl<Io: AsyncRead + AsyncWrite> Connected<Io> {
+    /// A connection whose handshake is done, with the first byte behind it still to be read.
+    pub(crate) fn new(io: Io, protocol: Option<&'static str>) -> Self {
+        let (read, write) = tokio::io::split(io);
+        Self { reader: Reader::new(Bytes::new(), read), writer: Writer::new(write), protocol }
+    }
+}
+
+/// Makes `request` a handshake that offers those subprotocols, and returns its key.
+pub(crate) fn prepare<B>(request: &mut Request<B>, offered: &[&str]) -> Result<HeaderValue, InvalidHeaderValue> {
+    let key = key();
+    *request.method_mut() = Method::GET;
+    *request.version_mut() = Version::HTTP_11;
+    let headers = request.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(SEC_WEBSOCKET_VERSION, handshake::VERSION);
+    headers.insert(SEC_WEBSOCKET_KEY, key.clone());
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if !offered.is_empty() {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::try_from(offered.join(", "))?);
+    }
+    Ok(key)
 }
 
 /// A nonce. It has to differ, not to be secret: each `RandomState` has keys of its own.

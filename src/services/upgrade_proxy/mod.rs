@@ -49,13 +49,10 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
-mod connect;
 mod handshake;
 mod service;
 
-#[cfg(feature = "rustls")]
-pub(crate) use connect::dial;
-pub use connect::{Connect, TcpConnect};
+pub use crate::upgrade::{Connect, TcpConnect};
 pub(super) use handshake::strip_credentials;
 pub use service::UpgradeProxy;
 

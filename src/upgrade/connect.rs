@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Dials the next hop. Closures from a [`Uri`] to a future implement it.
+/// Dials a server: the next hop of a stack, or whatever a client talks to. Closures from a [`Uri`] to a future implement it.
 pub trait Connect: Send + Sync + 'static {
     /// The connection, TLS included.
     type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;

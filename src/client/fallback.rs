@@ -1,0 +1,69 @@
+//! WebSocket, and SPDY where that is refused.
+
+use std::sync::Arc;
+
+use super::{ExecRequest, Execute, ExecuteError, FallbackPolicy, Opened, SpdyExecutor, WebSocketExecutor};
+use crate::upgrade::Connect;
+
+/// Asks one executor, and another where the first was refused. See [`FallbackPolicy`].
+///
+/// The streams are not touched before one of them was accepted, so what falls back has all of stdin. If both are refused,
+/// the error is the second's, as kubectl has it.
+#[derive(Clone, Debug)]
+pub struct FallbackExecutor<P, S> {
+    primary: P,
+    secondary: S,
+    policy: FallbackPolicy,
+}
+
+impl<C: Connect> FallbackExecutor<WebSocketExecutor<C>, SpdyExecutor<C>> {
+    /// WebSocket first and then SPDY, each with its defaults.
+    pub fn new(connect: C) -> Self {
+        let connect = Arc::new(connect);
+        Self::of(WebSocketExecutor::shared(Arc::clone(&connect)), SpdyExecutor::shared(connect))
+    }
+}
+
+impl<P: Execute, S: Execute> FallbackExecutor<P, S> {
+    /// Those two, with the default policy.
+    pub fn of(primary: P, secondary: S) -> Self {
+        Self { primary, secondary, policy: FallbackPolicy::new() }
+    }
+
+    /// Falls back as `policy` says. Executors that have clones of one policy share its memory.
+    #[must_use]
+    pub fn policy(mut self, policy: FallbackPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+}
+
+impl<P: Execute, S: Execute> Execute for FallbackExecutor<P, S> {
+    async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
+        let Self { primary, secondary, policy } = self;
+        let server = request.server();
+        if policy.memory.has(&server) {
+            let error = match secondary.open(request).await {
+                Err(error) if policy.retries(&error) => error,
+                done => return done,
+            };
+            // It may have changed. If it has not, its refusal stands.
+            return match primary.open(request).await {
+                Ok(opened) => {
+                    policy.memory.forget(&server);
+                    Ok(Opened { fell_back: Some(Box::new(error)), ..opened })
+                }
+                Err(_) => Err(error),
+            };
+        }
+        let error = match primary.open(request).await {
+            Err(error) if policy.retries(&error) => error,
+            done => return done,
+        };
+        let code = error.rejection().map(|rejection| rejection.code().as_u16());
+        tracing::debug!(server, code, "RemoteCommand fallback");
+        let opened = secondary.open(request).await?;
+        policy.memory.add(server);
+        Ok(Opened { fell_back: Some(Box::new(error)), ..opened })
+    }
+}

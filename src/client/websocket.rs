@@ -1,0 +1,91 @@
+//! Over WebSocket.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Carrier, ExecRequest, Execute, ExecuteError, Opened, Rejection,
+    handshake::{Asker, lost},
+    opened::Session,
+};
+use crate::{
+    remote_command::over_websocket::WsProtocol,
+    upgrade::Connect,
+    websocket::{
+        client::{Connected, prepare},
+        handshake::{ResponseError, check_response},
+    },
+};
+
+/// Runs commands over WebSocket. It asks with GET, as RFC 6455 has it.
+///
+/// By default it offers v5 alone, as kubectl does: before it a client could not end stdin, and an API server without
+/// the translation would hand an older offer on to a runtime that is content with it.
+#[derive(Clone, Debug)]
+pub struct WebSocketExecutor<C> {
+    asker: Asker<C>,
+    protocols: Vec<WsProtocol>,
+}
+
+impl<C: Connect> WebSocketExecutor<C> {
+    /// Dials with `connect`.
+    pub fn new(connect: C) -> Self {
+        Self::shared(Arc::new(connect))
+    }
+
+    pub(super) fn shared(connect: Arc<C>) -> Self {
+        Self { asker: Asker::new(connect), protocols: vec![WsProtocol::V5] }
+    }
+
+    /// Offers those, the preferred one first. None, or [`WsProtocol::Unnamed`] alone, asks without a subprotocol.
+    #[must_use]
+    pub fn protocols(mut self, offered: impl IntoIterator<Item = WsProtocol>) -> Self {
+        self.protocols = offered.into_iter().collect();
+        self
+    }
+
+    /// Longest wait for a connection; 30 s by default.
+    #[must_use]
+    pub fn dial_timeout(mut self, limit: Duration) -> Self {
+        self.asker.dial = limit;
+        self
+    }
+
+    /// Longest wait for the answer; 60 s by default.
+    #[must_use]
+    pub fn answer_timeout(mut self, limit: Duration) -> Self {
+        self.asker.answer = limit;
+        self
+    }
+}
+
+impl<C: Connect> Execute for WebSocketExecutor<C> {
+    async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
+        let offered: Vec<_> =
+            self.protocols.iter().map(|protocol| protocol.name()).filter(|name| !name.is_empty()).collect();
+        let mut asked = request.http();
+        let key = prepare(&mut asked, &offered).expect("names of protocols are header values");
+        let (response, io) = self.asker.ask(&request.uri, asked).await?;
+        let (answer, body) = response.into_parts();
+        let protocol = match check_response(answer.status, &answer.headers, &key, &offered) {
+            Ok(protocol) => protocol,
+            Err(error) => {
+                let got = answer.headers.get(http::header::SEC_WEBSOCKET_PROTOCOL);
+                let got = got.and_then(|got| got.to_str().ok()).unwrap_or_default();
+                let wrong = match error {
+                    ResponseError::Status(_) => None,
+                    ResponseError::Protocol => {
+                        Some(format!("invalid protocol, expected one of {offered:?}, got {got:?}"))
+                    }
+                    error => Some(format!("websocket: bad handshake (101 Switching Protocols): {error}")),
+                };
+                let (code, headers) = (answer.status, answer.headers);
+                let rejection = Rejection { carrier: Carrier::WebSocket, code, headers, body, wrong };
+                return Err(ExecuteError::Rejected(Box::new(rejection)));
+            }
+        };
+        let connected = Connected::new(io.ok_or_else(lost)?, protocol);
+        let protocol = protocol.and_then(WsProtocol::from_name).unwrap_or(WsProtocol::Unnamed);
+        let session = Session::WebSocket(Box::new(connected), protocol);
+        Ok(Opened { session, options: request.options.clone(), fell_back: None })
+    }
+}
