@@ -198,8 +198,9 @@ where
             }
             let whole = self.watch.as_ref().is_some_and(Watch::has_whole_status);
             self.told |= whole && self.down.out.is_empty() && self.down.state != State::Broken;
-            if self.down.state == State::Broken {
-                // Nobody hears upstream any more, so it is told that the client is gone.
+            if self.down.state == State::Broken && !self.client_first {
+                // Nobody hears upstream any more, so it is told that the client is gone. Where the client has ended, it
+                // is being told so, and its last words to nobody are no loss.
                 self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
             }
             let down_over = matches!(self.down.state, State::Ended | State::Broken);
@@ -292,7 +293,7 @@ where
             // What happens behind that changes nothing: clients close, and next hops say goodbye to nobody.
             (_, Some(watch)) if self.told => watch.end(),
             (Some(over), _) => over,
-            (None, Some(watch)) if self.client_first && !watch.has_ended() => {
+            (None, Some(watch)) if self.client_first && (!watch.has_ended() || self.down.state == State::Broken) => {
                 (End::ClientGone, Cause::ClientLost, "the client's connection ended")
             }
             (None, _) if self.was_never_there() => (End::Error, Cause::Handshake, NEVER_THERE),
