@@ -127,8 +127,9 @@ fn stack(
     gates: FeatureGates,
 ) -> Stack {
     let resolve = move |target: Arc<Target>| std::future::ready(locate.hop(&target));
-    let authorize = (MetricsLayer::new(metrics), SyntheticAuthzLayer::new(rbac).gates(gates), quota);
-    let stack = ApiServer::builder().gates(gates);
+    let metrics = MetricsLayer::new(metrics);
+    let stack = ApiServer::builder().gates(gates).count_refusals(metrics.clone());
+    let authorize = (metrics, SyntheticAuthzLayer::new(rbac).gates(gates), quota);
     match next {
         Next::Kubelets(connect, limits) => {
             let leaf = UpgradeProxy::new(connect).limits(limits);

@@ -41,9 +41,10 @@ where
         runtime.container(container.namespace, container.pod, container.name, main)
     });
     runtime.start();
+    let metrics = MetricsLayer::new(metrics);
     ServiceBuilder::new()
-        .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
-        .layer(MetricsLayer::new(metrics))
+        .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions).count_refusals(metrics.clone()))
+        .layer(metrics)
         .layer(authorize)
         // As in front of any container runtime: WebSocket comes in, SPDY goes on.
         .layer(TranslateLayer::new().gates(gates))

@@ -16,6 +16,8 @@
 //!   page's WebSocket handshake (RFC 6455, 10.2), so where a cookie authenticates, any page could run commands.
 //!   [`UpgradeDetectLayer::allow_origins`] names pages that may.
 //!
+//! These refusals do not come by [`Metrics`](super::Metrics); [`UpgradeDetectLayer::count_refusals`] has it count them.
+//!
 //! ```
 //! use http::{Request, Response};
 //! use http_body_util::Full;
@@ -51,7 +53,7 @@ use http::{Method, Request, Response, Version};
 use tower::{Layer, Service};
 
 pub use super::future::ResponseFuture;
-use super::{feature_routing::Hop, metrics::Recorder, origin};
+use super::{MetricsLayer, feature_routing::Hop, metrics::Recorder, origin, synthetic_authz::Decided};
 use crate::upgrade::{Caller, Dialect, NoStream, Permit, Refusal, Session, Sessions, StreamRequest, Target, trace_id};
 
 /// Layer that applies [`UpgradeDetect`]. See the [module docs](self).
@@ -60,13 +62,14 @@ pub struct UpgradeDetectLayer {
     dialect: Dialect,
     sessions: Sessions,
     allowed_origins: Arc<[String]>,
+    metrics: Option<MetricsLayer>,
 }
 
 impl UpgradeDetectLayer {
     /// Reads URLs of `dialect`; the sessions that come of them are counted and drained by `sessions`.
     #[must_use]
     pub fn new(dialect: Dialect, sessions: Sessions) -> Self {
-        Self { dialect, sessions, allowed_origins: Arc::default() }
+        Self { dialect, sessions, allowed_origins: Arc::default(), metrics: None }
     }
 
     /// Lets pages of these origins open streams with a cookie, besides those of the request's own `Host`.
@@ -76,6 +79,14 @@ impl UpgradeDetectLayer {
     #[must_use]
     pub fn allow_origins(mut self, origins: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.allowed_origins = origins.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Has the layer that counts below count what is refused here as well, as answered at once, and
+    /// [`Unrouted`](crate::upgrade::Route::Unrouted).
+    #[must_use]
+    pub fn count_refusals(mut self, metrics: impl Into<Option<MetricsLayer>>) -> Self {
+        self.metrics = metrics.into();
         self
     }
 }
@@ -109,14 +120,15 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let UpgradeDetectLayer { dialect, sessions, allowed_origins } = &self.layer;
+        let UpgradeDetectLayer { dialect, sessions, allowed_origins, metrics } = &self.layer;
         let extensions = request.extensions_mut();
         extensions.remove::<Permit>();
         extensions.remove::<StreamRequest>();
         extensions.remove::<NoStream>();
         extensions.remove::<Hop>();
         extensions.remove::<Recorder>();
-        let Some(parsed) = Target::parse(*dialect, request.method(), request.uri()) else {
+        extensions.remove::<Decided>();
+        let Some((subresource, parsed)) = Target::parse(*dialect, request.method(), request.uri()) else {
             request.extensions_mut().insert(NoStream(*dialect));
             return ResponseFuture::forwarded(self.inner.call(request));
         };
@@ -126,7 +138,12 @@ where
         });
         let target = match checked {
             Ok(target) => Arc::new(target),
-            Err(refusal) => return ResponseFuture::refused(refusal.into_response(*dialect)),
+            Err(refusal) => {
+                if let Some(metrics) = metrics {
+                    metrics.refused(subresource, request.headers(), refusal.code());
+                }
+                return ResponseFuture::refused(refusal.into_response(*dialect));
+            }
         };
         let (mut parts, body) = request.into_parts();
         let trace_id = trace_id(&parts.headers);

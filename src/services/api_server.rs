@@ -8,8 +8,8 @@ use tower::{Layer, Service, ServiceBuilder};
 use crate::{
     gates::FeatureGates,
     layers::{
-        FeatureRouting, FeatureRoutingLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect,
-        UpgradeDetectLayer,
+        FeatureRouting, FeatureRoutingLayer, MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer,
+        UpgradeDetect, UpgradeDetectLayer,
     },
     upgrade::{Dialect, SessionLimits, Sessions},
 };
@@ -50,6 +50,7 @@ pub struct ApiServerBuilder {
     limits: SessionLimits,
     assume_websocket_support: bool,
     allowed_origins: Vec<String>,
+    metrics: Option<MetricsLayer>,
 }
 
 impl ApiServerBuilder {
@@ -78,6 +79,12 @@ impl ApiServerBuilder {
         self
     }
 
+    /// See [`UpgradeDetectLayer::count_refusals`]. The layer itself goes into the stack with the authorizing one.
+    pub fn count_refusals(mut self, metrics: MetricsLayer) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
     /// Builds the stack; see [`ApiServer::new`].
     pub fn build<A, V, L>(
         self,
@@ -90,10 +97,11 @@ impl ApiServerBuilder {
         A: Layer<FeatureRouting<Translate<Tunnel<L>>, V>>,
         V: Clone,
     {
-        let Self { gates, limits, assume_websocket_support, allowed_origins } = self;
+        let Self { gates, limits, assume_websocket_support, allowed_origins, metrics } = self;
+        let detect = UpgradeDetectLayer::new(Dialect::ApiServer, sessions);
         let routing = FeatureRoutingLayer::new(resolve).gates(gates);
         let stack = ServiceBuilder::new()
-            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, sessions).allow_origins(allowed_origins))
+            .layer(detect.allow_origins(allowed_origins).count_refusals(metrics))
             .layer(authorize)
             .layer(if assume_websocket_support { routing.assume_websocket_support() } else { routing })
             .layer(TranslateLayer::new().limits(limits).gates(gates))

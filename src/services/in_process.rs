@@ -16,7 +16,8 @@ use crate::{
 /// the caller's credentials stay here, as with [`UpgradeProxy`](super::UpgradeProxy).
 ///
 /// The upgrade needs no socket: the inner stack uses the client's side if the request still has it, else returns its
-/// own as one end of a pipe. Nothing but permitted streams goes there.
+/// own as one end of a pipe. Nothing but permitted streams goes there. Their [`Caller`](crate::upgrade::Caller) goes along:
+/// a stack there that authorizes asks about the user, where a kubelet that is dialled sees the API server.
 #[derive(Clone, Debug)]
 pub struct InProcess<S> {
     inner: S,

@@ -7,7 +7,7 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use crate::{
     gates::FeatureGates,
-    layers::{Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer},
+    layers::{MetricsLayer, Translate, TranslateLayer, Tunnel, TunnelLayer, UpgradeDetect, UpgradeDetectLayer},
     upgrade::{Dialect, SessionLimits, Sessions},
 };
 
@@ -39,12 +39,13 @@ impl Kubelet<()> {
 }
 
 /// Builds a [`Kubelet`]. By default its gates are those of Kubernetes 1.36.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct KubeletBuilder {
     gates: FeatureGates,
     limits: SessionLimits,
     leaf_speaks_websocket: bool,
+    metrics: Option<MetricsLayer>,
 }
 
 impl KubeletBuilder {
@@ -68,14 +69,20 @@ impl KubeletBuilder {
         self
     }
 
+    /// See [`UpgradeDetectLayer::count_refusals`]. The layer itself goes into the stack with the authorizing one.
+    pub fn count_refusals(mut self, metrics: MetricsLayer) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
     /// Builds the stack; see [`Kubelet::new`].
     pub fn build<A, L>(self, sessions: Sessions, authorize: A, leaf: L) -> Kubelet<UpgradeDetect<A::Service>>
     where
         A: Layer<Translate<Tunnel<L>>>,
     {
-        let Self { gates, limits, leaf_speaks_websocket } = self;
+        let Self { gates, limits, leaf_speaks_websocket, metrics } = self;
         let stack = ServiceBuilder::new()
-            .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions))
+            .layer(UpgradeDetectLayer::new(Dialect::Kubelet, sessions).count_refusals(metrics))
             .layer(authorize)
             .layer(TranslateLayer::new().limits(limits).gates(gates).off(leaf_speaks_websocket))
             .layer(TunnelLayer::new().limits(limits).gates(gates).off(leaf_speaks_websocket))

@@ -21,24 +21,25 @@ impl Target {
     /// # Errors
     ///
     /// The refusal of a streaming URL with a wrong method or options, in upstream's words.
-    pub(crate) fn parse(dialect: Dialect, method: &Method, uri: &Uri) -> Option<Result<Self, Refusal>> {
+    pub(crate) fn parse(dialect: Dialect, method: &Method, uri: &Uri) -> Option<(Subresource, Result<Self, Refusal>)> {
         let segments: Vec<&str> = uri.path().strip_prefix('/')?.split('/').collect();
-        let mut target = match dialect {
+        let target = match dialect {
             Dialect::ApiServer => api_server_path(&segments)?,
             Dialect::Kubelet => kubelet_path(&segments)?,
         };
+        Some((target.subresource, target.with_options(method, &Query::new(uri))))
+    }
+
+    fn with_options(mut self, method: &Method, query: &Query<'_>) -> Result<Self, Refusal> {
         if method != Method::GET && method != Method::POST {
-            return Some(Err(Refusal::method_not_allowed()));
+            return Err(Refusal::method_not_allowed());
         }
-        let query = Query::new(uri);
-        let options = match dialect {
-            Dialect::ApiServer => api_server_options(target.subresource, &query, &mut target.container),
-            Dialect::Kubelet => kubelet_options(target.subresource, &query),
-        };
-        Some(options.and_then(|options| {
-            target.check_names()?;
-            Ok(Self { options, ..target })
-        }))
+        self.options = match self.dialect {
+            Dialect::ApiServer => api_server_options(self.subresource, query, &mut self.container),
+            Dialect::Kubelet => kubelet_options(self.subresource, query),
+        }?;
+        self.check_names()?;
+        Ok(self)
     }
 
     /// Names that are more than one segment of a path, for whoever reads it decoded or cleaned: a Go kubelet does both.
@@ -280,7 +281,7 @@ mod tests {
     use super::*;
 
     fn parse(dialect: Dialect, uri: &str) -> Option<Result<Target, Refusal>> {
-        Target::parse(dialect, &Method::GET, &uri.parse().expect("a URI"))
+        Target::parse(dialect, &Method::GET, &uri.parse().expect("a URI")).map(|(_, parsed)| parsed)
     }
 
     fn exec(query: &str) -> StreamOptions {

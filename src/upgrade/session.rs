@@ -257,11 +257,15 @@ impl fmt::Debug for Session {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        io,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use tokio::time::sleep;
 
     use super::*;
+    use crate::upgrade::{Dialect, StreamOptions, Subresource};
 
     const PATIENCE: Duration = Duration::from_secs(10);
     const FAREWELL: Duration = Duration::from_secs(20);
@@ -402,6 +406,45 @@ mod tests {
             ("returns", End::Success, 1),
         ];
         assert_eq!(told, wanted);
+    }
+
+    /// What is logged, whole.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_writes_a_line_of_their_own_with_a_name() {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let target = Target {
+            subresource: Subresource::Exec,
+            namespace: "default\nforged".into(),
+            pod: "demo\nforged".into(),
+            uid: None,
+            container: Some("app\nforged".into()),
+            options: StreamOptions::default(),
+            dialect: Dialect::ApiServer,
+        };
+        let sessions = Sessions::new();
+        let caller = Caller::new("jane\nforged", ["dev"]);
+        Session::new(sessions.clone(), caller, Arc::new(target), None).spawn(|_| async { report() });
+        assert_eq!(sessions.drain(PATIENCE, FAREWELL).await, 0);
+        let log = String::from_utf8(lock(&written.0).clone()).unwrap();
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(log.contains(r#"user="jane\nforged""#) && log.contains("session ended"), "{log}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,8 @@
 //! how a request was answered and after how long, what the synthetic check below decided, and, for a `101`, how the session
 //! ended. A session is counted from the `101` on, not from the request, and until its task has ended, whatever ends it; a
 //! leaf that answers `101` and does not use the request's [`Session`](crate::upgrade::Session) has none that could be
-//! watched, so its end is counted at once, as an error. Requests that are no streams pass uncounted. KEP-4006, "Monitoring
+//! watched, so its end is counted at once, as an error. Requests that are no streams pass uncounted; what detection refuses
+//! comes by only with [`count_refusals`](super::UpgradeDetectLayer::count_refusals). KEP-4006, "Monitoring
 //! Requirements".
 //!
 //! ```

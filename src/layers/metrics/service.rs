@@ -6,15 +6,16 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use super::{super::future, Answer, Record, counted::Waiting, record::Recorder};
-use crate::upgrade::{DialFailed, detected};
+use super::{super::future, Answer, Protocol, Record, Stream, counted::Waiting, record::Recorder};
+use crate::upgrade::{DialFailed, Route, Subresource, detected};
 
 /// Layer that applies [`Metrics`]. See the [module docs](super).
 #[derive(Clone)]
@@ -26,6 +27,13 @@ impl MetricsLayer {
     /// Tells `record`.
     pub fn new(record: impl Record) -> Self {
         Self { record: Arc::new(record) }
+    }
+
+    /// Counts what detection refused.
+    pub(in crate::layers) fn refused(&self, subresource: Subresource, headers: &HeaderMap, code: StatusCode) {
+        let protocol = Protocol::of(subresource, headers);
+        let stream = Stream { subresource, protocol, route: Route::Unrouted };
+        self.record.answered(stream, Answer::Refused(code), Duration::ZERO);
     }
 }
 

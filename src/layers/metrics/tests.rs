@@ -92,9 +92,10 @@ impl Lab {
             let hop = Hop::kubelet("http://kubelet", &asked).map(|hop| hop.speaks_websocket(speaks_websocket));
             ready(if asked.pod == "nosuch" { Err(Refusal::not_found("pods", "nosuch")) } else { hop })
         };
+        let metrics = MetricsLayer::new(Arc::clone(&self.events));
         let stack = ServiceBuilder::new()
-            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, self.sessions.clone()))
-            .layer(MetricsLayer::new(Arc::clone(&self.events)))
+            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, self.sessions.clone()).count_refusals(metrics.clone()))
+            .layer(metrics)
             .layer(PermitAllLayer)
             .layer(FeatureRoutingLayer::new(resolve))
             .layer(TranslateLayer::new())
@@ -240,7 +241,17 @@ async fn refusals_of_every_layer_are_counted_with_their_code() {
     let (mut bad_handshake, _client) = upgrade(EXEC, "websocket", "v5.channel.k8s.io");
     bad_handshake.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
     let unknown = upgrade("/api/v1/namespaces/default/pods/nosuch/exec?command=date&stdout=true", SPDY, "").0;
+    let (bad_query, _client) = upgrade(&format!("{EXEC}&dryRun=All"), "websocket", "v5.channel.k8s.io");
+    let mut http_2 = Request::get(EXEC).body(()).unwrap();
+    *http_2.version_mut() = http::Version::HTTP_2;
+    let (mut another_page, _client) = upgrade(EXEC, "websocket", "v4.channel.k8s.io");
+    another_page.headers_mut().insert(header::ORIGIN, header::HeaderValue::from_static("https://evil.example"));
+    another_page.headers_mut().insert(header::COOKIE, header::HeaderValue::from_static("session=1"));
     for (request, code, protocol, route) in [
+        (bad_query, StatusCode::BAD_REQUEST, Protocol::V5, Route::Unrouted),
+        (http_2, StatusCode::BAD_REQUEST, Protocol::Other, Route::Unrouted),
+        (another_page, StatusCode::FORBIDDEN, Protocol::WebSocket, Route::Unrouted),
+        (Request::head(EXEC).body(()).unwrap(), StatusCode::METHOD_NOT_ALLOWED, Protocol::Other, Route::Unrouted),
         (bad_handshake, StatusCode::BAD_REQUEST, Protocol::V5, Route::Adapted),
         (unknown, StatusCode::NOT_FOUND, Protocol::Spdy, Route::Unrouted),
         (spdy_exec(), StatusCode::SERVICE_UNAVAILABLE, Protocol::Spdy, Route::SpdyHop),

@@ -159,7 +159,8 @@ impl Decision {
     }
 }
 
-/// What an authorizer in front of this layer has allowed: a request extension, good for one request.
+/// What an authorizer between [`UpgradeDetect`](crate::layers::UpgradeDetect) and this layer has allowed: a request
+/// extension, good for one request. Detection takes out what an outer stack has decided.
 ///
 /// [`SyntheticAuthzLayer::behind_authorizer`](super::SyntheticAuthzLayer::behind_authorizer) takes it for an answer only
 /// where verb and target are those of the request.

@@ -69,6 +69,10 @@ fn request(method: Method, uri: &str) -> Request<()> {
     request
 }
 
+/// What the authorizer between detection and the layer puts into the request.
+#[derive(Clone)]
+struct InFront(Decided);
+
 /// Sends the request down the stack; the answer, and what was asked on the way.
 async fn send<A>(log: &Log, layer: SyntheticAuthzLayer<A>, request: Request<()>) -> (Response<Body>, Vec<String>)
 where
@@ -78,6 +82,12 @@ where
     let (resolver, leaf) = (log.clone(), log.clone());
     let stack = ServiceBuilder::new()
         .layer(UpgradeDetectLayer::new(dialect, Sessions::new()))
+        .map_request(|mut request: Request<()>| {
+            if let Some(InFront(decided)) = request.extensions_mut().remove() {
+                request.extensions_mut().insert(decided);
+            }
+            request
+        })
         .layer(layer)
         .layer(FeatureRoutingLayer::new(move |_: Arc<Target>| {
             resolver.push("resolver");
@@ -272,7 +282,7 @@ async fn behind_an_authorizer_only_the_create_of_a_get_is_asked_for() {
         let log = Log::default();
         let layer = SyntheticAuthzLayer::new(rules(&log, allow_all)).gates(gates(gate)).behind_authorizer();
         let mut request = request(method.clone(), API_SERVER);
-        request.extensions_mut().insert(decided(verb, |_| ()));
+        request.extensions_mut().insert(InFront(decided(verb, |_| ())));
         let (response, asked) = send(&log, layer, request).await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(asked, expected, "{method} gate={gate}");
@@ -284,7 +294,7 @@ async fn behind_an_authorizer_a_refused_create_is_worded_as_the_synthetic_check_
     let log = Log::default();
     let layer = SyntheticAuthzLayer::new(rules(&log, |_| Ok(Decision::no_opinion()))).behind_authorizer();
     let mut request = request(Method::GET, API_SERVER);
-    request.extensions_mut().insert(decided(Verb::Get, |_| ()));
+    request.extensions_mut().insert(InFront(decided(Verb::Get, |_| ())));
     let (response, asked) = send(&log, layer, request).await;
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     assert_eq!(asked.len(), 1);
@@ -307,7 +317,7 @@ async fn what_was_decided_about_another_request_or_not_at_all_is_500_and_nobody_
         let log = Log::default();
         let mut request = request(Method::GET, API_SERVER);
         if let Some(decided) = decided {
-            request.extensions_mut().insert(decided);
+            request.extensions_mut().insert(InFront(decided));
         }
         let layer = SyntheticAuthzLayer::new(rules(&log, allow_all)).behind_authorizer();
         let (response, asked) = send(&log, layer, request).await;
@@ -317,10 +327,21 @@ async fn what_was_decided_about_another_request_or_not_at_all_is_500_and_nobody_
 }
 
 #[tokio::test]
+async fn what_an_authorizer_of_an_outer_stack_has_decided_is_no_answer_here() {
+    let log = Log::default();
+    let mut request = request(Method::POST, API_SERVER);
+    request.extensions_mut().insert(decided(Verb::Create, |_| ()));
+    let layer = SyntheticAuthzLayer::new(rules(&log, allow_all)).behind_authorizer();
+    let (response, asked) = send(&log, layer, request).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(asked.is_empty(), "{asked:?}");
+}
+
+#[tokio::test]
 async fn a_layer_that_stands_alone_asks_whatever_was_decided_in_front() {
     let log = Log::default();
     let mut request = request(Method::GET, API_SERVER);
-    request.extensions_mut().insert(decided(Verb::Get, |_| ()));
+    request.extensions_mut().insert(InFront(decided(Verb::Get, |_| ())));
     let layer = SyntheticAuthzLayer::new(rules(&log, |_| Ok(Decision::deny())));
     let (response, asked) = send(&log, layer, request).await;
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
@@ -440,6 +461,51 @@ async fn what_is_no_stream_goes_on_without_a_permit_whoever_gave_it_one() {
     let (seen, _) = inner.next_request().await.unwrap();
     assert!(seen.extensions().get::<Permit>().is_none());
     assert!(log.take().is_empty());
+}
+
+#[tokio::test]
+async fn no_way_to_write_a_url_opens_a_stream_that_was_not_asked_about() {
+    const EXEC: &str = "exec?command=id&stdout=true";
+    for (path, code, pod) in [
+        ("/api/v1/namespaces/default/pods/demo/", 200, Some("demo")),
+        ("/api/v1/namespaces/default/pods/de%6Do/", 200, Some("demo")),
+        ("/api/v1/namespaces/default/pods/demo;x/", 200, Some("demo;x")),
+        ("/api/v1/namespaces/default/pods/%2e%2E/", 400, None),
+        ("/api/v1/namespaces/default/pods/demo%2Fexec/", 400, None),
+        ("/api/v1/namespaces/default/pods/%2564emo/", 400, None),
+        ("/api/v1/namespaces/default/pods/x/../demo/", 404, None),
+        ("/api/v1/namespaces/default/pods//", 404, None),
+        ("/api/v1/namespaces//pods/demo/", 404, None),
+        ("//api/v1/namespaces/default/pods/demo/", 404, None),
+        ("/api//v1/namespaces/default/pods/demo/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo//", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/%2e/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/x;/../", 404, None),
+        ("/%61pi/v1/namespaces/default/pods/demo/", 404, None),
+        ("/API/v1/namespaces/default/pods/demo/", 404, None),
+        ("/api/v1/namespaces/default/%70ods/demo/", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/%65xec?", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/exec/?", 404, None),
+        ("/api/v1/namespaces/default/pods/demo/exec;x?", 404, None),
+    ] {
+        let log = Log::default();
+        let stack = ServiceBuilder::new()
+            .layer(UpgradeDetectLayer::new(Dialect::ApiServer, Sessions::new()))
+            .layer(SyntheticAuthzLayer::new(rules(&log, allow_all)))
+            .service(service_fn(|request: Request<()>| {
+                let permit = request.extensions().get::<Permit>().map(|permit| permit.pod.clone());
+                let mut response = Response::new(Body::from(permit.clone().unwrap_or_default()));
+                *response.status_mut() = if permit.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                ready(Ok::<_, Infallible>(response))
+            }));
+        let response = stack.oneshot(request(Method::GET, &format!("{path}{EXEC}"))).await.unwrap();
+        assert_eq!(response.status(), code, "{path}");
+        let asked = pod.map(|pod| ["get", "create"].map(|verb| format!("jane {verb} pods/exec \"default\" {pod:?}")));
+        assert_eq!(log.take(), asked.map_or(Vec::new(), Vec::from), "{path}");
+        if let Some(pod) = pod {
+            assert_eq!(text(response).await, pod);
+        }
+    }
 }
 
 #[tokio::test]

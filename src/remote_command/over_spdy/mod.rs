@@ -6,11 +6,13 @@
 mod streams;
 
 use std::{
+    convert::Infallible,
     future::{Future, pending},
     pin::pin,
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     join, select,
@@ -131,8 +133,8 @@ impl Session<'_> {
             ended = handle.closed() => Ended::ClientGone(cause_of(&ended)),
             () = drain.cancelled() => Ended::Failed(Cause::Drain, "the server is shutting down"),
             () = quiet(limit, moved) => Ended::Failed(Cause::Idle, "nothing was sent for too long"),
-            () = refuse(&mut incoming) => Ended::ClientGone(Cause::ClientLost),
-            () = resize_from(resize, size) => Ended::ClientGone(Cause::ClientLost),
+            never = refuse(&mut incoming) => match never {},
+            never = resize_from(resize, size) => match never {},
         };
         let ran = match ended {
             Ended::Ran(result) => Ok(result),
@@ -159,17 +161,21 @@ impl Session<'_> {
             tell(&mut error, &status).await
         };
         // A client that takes nothing of what is left has as long as a quiet session.
-        let told = select! {
+        let untold = select! {
             biased;
-            told = ending => told,
-            () = quiet(limit, moved) => false,
+            told = ending => (!told).then_some(Cause::ClientLost),
+            () = quiet(limit, moved) => Some(Cause::ClientSilent),
         };
-        let (end, cause, detail) = match ran {
-            Ok(_) if !told => (End::ClientGone, Cause::ClientLost, "the client went away before it had the status"),
-            Ok(Ok(Exit::Success)) => (End::Success, Cause::Finished, "the command ended"),
-            Ok(Ok(Exit::Code(code))) => (End::ExitCode(code), Cause::Finished, "the command ended"),
-            Ok(Err(_)) => (End::Error, Cause::Runtime, "the runtime could not run the command"),
-            Err(ended) => ended,
+        let (end, cause, detail) = match (ran, untold) {
+            (Ok(_), Some(cause)) => {
+                // A command may end because its client has gone, and be seen first.
+                let cause = handle.closed().now_or_never().map_or(cause, |ended| cause_of(&ended));
+                (End::ClientGone, cause, "the client went away before it had the status")
+            }
+            (Ok(Ok(Exit::Success)), None) => (End::Success, Cause::Finished, "the command ended"),
+            (Ok(Ok(Exit::Code(code))), None) => (End::ExitCode(code), Cause::Finished, "the command ended"),
+            (Ok(Err(_)), None) => (End::Error, Cause::Runtime, "the runtime could not run the command"),
+            (Err(ended), _) => ended,
         };
         let mut report = Report::new(end, cause, detail);
         report.bytes.stdin = count_in.get();
@@ -200,8 +206,8 @@ async fn tell(error: &mut WriteHalf, status: &str) -> bool {
     error.write_all(status.as_bytes()).await.is_ok() && error.shutdown().await.is_ok()
 }
 
-/// Refuses what comes beyond the session's streams; never returns while the connection lives.
-async fn refuse(incoming: &mut Incoming) {
+/// Refuses what comes beyond the session's streams; never returns.
+async fn refuse(incoming: &mut Incoming) -> Infallible {
     while let Some(stream) = incoming.accept().await {
         tracing::debug!(stream.id = %stream.id(), "a stream too many refused");
         stream.refuse(ResetCode::REFUSED_STREAM);
@@ -211,7 +217,7 @@ async fn refuse(incoming: &mut Incoming) {
 }
 
 /// Tells the terminal's sizes; never returns.
-async fn resize_from(stream: Option<ReadHalf>, size: watch::Sender<Option<TerminalSize>>) {
+async fn resize_from(stream: Option<ReadHalf>, size: watch::Sender<Option<TerminalSize>>) -> Infallible {
     let mut decoder = ResizeDecoder::default();
     if let Some(mut stream) = stream {
         let mut buf = [0; 256];

@@ -205,6 +205,31 @@ async fn stdin_of_a_lost_or_resetting_client_fails_rather_than_ends() {
 }
 
 #[tokio::test]
+async fn a_command_that_ends_because_its_client_does_is_no_other_cause() {
+    for (closes, cause) in [(true, Cause::ClientClosed), (false, Cause::ClientLost)] {
+        let (near, far) = duplex(4096);
+        let (handle, connection) = client(near, Config::new());
+        let options = StreamOptions { stdin: true, ..StreamOptions::default() };
+        let server = tokio::spawn(async move {
+            serve(far, Version::V4, &options, &LIMITS, CancellationToken::new(), async |mut stdio: Stdio| {
+                let _ = stdio.stdin.take().unwrap().read(&mut [0]).await;
+                Ok(Exit::Success)
+            })
+            .await
+        });
+        let connection = tokio::spawn(connection);
+        let _streams = (open(&handle, "error").await.unwrap(), open(&handle, "stdin").await.unwrap());
+        if closes {
+            handle.close();
+        } else {
+            connection.abort();
+        }
+        let report = server.await.unwrap();
+        assert_eq!((report.end, report.cause), (End::ClientGone, cause));
+    }
+}
+
+#[tokio::test]
 async fn a_drain_ends_the_session_with_a_failure_that_says_why() {
     let (handle, served, stdio) = by_hand(Version::V4, StreamOptions { stdout: true, ..StreamOptions::default() });
     let mut error = open(&handle, "error").await.unwrap();
@@ -361,7 +386,7 @@ async fn a_client_that_does_not_take_what_is_left_has_as_long_as_a_quiet_session
     write.send(()).unwrap();
     let begun = tokio::time::Instant::now();
     let report = server.await.unwrap();
-    assert_eq!(report.end, End::ClientGone);
+    assert_eq!((report.end, report.cause), (End::ClientGone, Cause::ClientSilent));
     assert!((600..800).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     drop(connection);
 }

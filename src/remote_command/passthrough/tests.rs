@@ -258,6 +258,52 @@ async fn exit_codes_are_reported_and_not_touched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_goes_with_its_status_is_not_lost_whatever_the_next_hop_does_then() {
+    for then in ["says goodbye", "breaks its protocol", "keeps silent"] {
+        let Ends { mut client, mut upstream, session, .. } = started(Version::V4).await;
+        let said = [data(1, SUCCESS, false), data(1, b"", true)].concat();
+        upstream.write_all(&said).await.unwrap();
+        let mut heard = vec![0; replies().len() + said.len()];
+        client.read_exact(&mut heard).await.unwrap();
+        drop(client);
+        assert_eq!(rest(&mut upstream).await, b"", "{then}");
+        match then {
+            "says goodbye" => upstream.write_all(&frame::goaway(None, GoAwayCode::OK)).await.unwrap(),
+            "breaks its protocol" => upstream.write_all(&[0x80, 3, 0, 2, 0, 0xff, 0xff, 0xff]).await.unwrap(),
+            _ => {}
+        }
+        let report = session.await.unwrap();
+        assert_eq!((report.end, report.cause), (End::Success, Cause::Finished), "{then}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_next_hop_says_behind_the_clients_end_is_no_loss() {
+    let Ends { mut client, mut upstream, session, .. } = start(None, 1000);
+    upstream.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    drop(client);
+    assert_eq!(rest(&mut upstream).await, b"");
+    upstream.write_all(b"goodbye").await.unwrap();
+    let report = session.await.unwrap();
+    assert_eq!((report.end, report.cause), (End::Carried, Cause::Finished));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_before_it_has_its_status_is_lost() {
+    let Ends { client, mut upstream, session, .. } = started(Version::V4).await;
+    // More than its connection holds, and the status behind it.
+    upstream.write_all(&data(5, &[7; 60_000], true)).await.unwrap();
+    upstream.write_all(&data(5, &[7; 10_000], true)).await.unwrap();
+    upstream.write_all(&[data(1, SUCCESS, false), data(1, b"", true)].concat()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    drop(client);
+    let report = session.await.unwrap();
+    assert_eq!((report.end, report.cause), (End::ClientGone, Cause::ClientLost));
+    drop(upstream);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_upstream_is_pinged_and_the_client_never_sees_it() {
     let Ends { mut client, mut upstream, session, .. } = started(Version::V4).await;
     // Three hours of silence, but for the answers.

@@ -183,7 +183,12 @@ impl Watch {
 
     /// Upstream has said how the command ended.
     pub(super) fn has_ended(&self) -> bool {
-        !self.lost && (self.error_ended || self.goaway.is_some() || !self.status.is_empty())
+        self.has_whole_status() || !self.lost && !self.status.is_empty()
+    }
+
+    /// Upstream has said how the command ended, and will add nothing to it.
+    pub(super) fn has_whole_status(&self) -> bool {
+        !self.lost && (self.error_ended || self.goaway.is_some())
     }
 
     /// How the session ended, as far as frames tell.

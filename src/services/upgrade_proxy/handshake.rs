@@ -39,14 +39,15 @@ pub(super) enum Failure {
     NoUpgrade(StatusCode),
 }
 
-/// Takes out of `headers` what is the caller's own: nothing of it is for the next hop.
+/// Takes out of `headers` what is the caller's own: nothing of it is for the next hop. Upstream takes out the front
+/// proxy's headers too (`WithAuthentication`): a hop that trusts our certificate as one would believe them.
 pub(in crate::services) fn strip_credentials(headers: &mut HeaderMap) {
     for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
         headers.remove(credential);
     }
-    let impersonation: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
-    for name in impersonation {
+    let is_identity = |name: &&HeaderName| ["impersonate-", "x-remote-"].iter().any(|of| name.as_str().starts_with(of));
+    let identity: Vec<HeaderName> = headers.keys().filter(is_identity).cloned().collect();
+    for name in identity {
         headers.remove(name);
     }
     // A line that is not text is nobody's protocol, and may hide a token.

@@ -5,8 +5,8 @@
 //! other answer is final: the connection is closed (CVE-2018-1002105), redirects are refused (CVE-2020-8559), and
 //! what the hop refused keeps its status and body.
 //!
-//! The caller's credentials stay here: `Authorization`, `Proxy-Authorization`, `Cookie`, `Impersonate-*` and bearer
-//! subprotocols are taken out. A W3C `traceparent` is passed on as it came, with its `tracestate`, and dropped when it is
+//! The caller's credentials stay here: `Authorization`, `Proxy-Authorization`, `Cookie`, `Impersonate-*`, `X-Remote-*` and
+//! bearer subprotocols are taken out. A W3C `traceparent` is passed on as it came, with its `tracestate`, and dropped when it is
 //! malformed. Half-closes are carried, and what one side sent before it ended still arrives.
 //!
 //! Over SPDY `exec` and `attach` the proxy also watches for the status: where the hop ends without one, the client is

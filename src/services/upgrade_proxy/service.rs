@@ -192,7 +192,9 @@ fn ask_for(client: &request::Parts, hop: Hop) -> Request<Empty<Bytes>> {
     if let Some(ClientAddr(address)) = client.extensions.get() {
         handshake::forwarded_for(headers, *address);
     }
+    // The client's body stays here.
     headers.remove(TRANSFER_ENCODING);
+    headers.remove(CONTENT_LENGTH);
     if client.method == Method::POST {
         // Go's servers want one, hyper leaves it out.
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));

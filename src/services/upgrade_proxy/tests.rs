@@ -23,6 +23,8 @@ fn request(uri: &str) -> Request<Empty<Bytes>> {
         .header("x-stream-protocol-version", "v4.channel.k8s.io")
         .header(header::AUTHORIZATION, "Bearer secret")
         .header("impersonate-user", "root")
+        .header("x-remote-user", "root")
+        .header("X-Remote-Extra-Scopes", "secret")
         .header(header::COOKIE, "session=secret")
         .header("x-forwarded-for", "198.51.100.1")
         .body(Empty::new())
@@ -137,7 +139,18 @@ async fn the_hop_is_asked_by_its_own_url_without_the_callers_credentials() {
     ] {
         assert!(asked.contains(expected), "{asked}");
     }
-    assert!(!asked.contains("secret") && !asked.contains("impersonate"), "{asked}");
+    assert!(!asked.contains("secret") && !asked.contains("impersonate") && !asked.contains("x-remote"), "{asked}");
+}
+
+#[tokio::test]
+async fn a_body_that_a_get_announces_is_not_announced_to_the_hop() {
+    let (near, mut hop) = duplex(64 * 1024);
+    let mut get = request("http://10.0.0.7:10250/portForward/default/demo");
+    *get.method_mut() = http::Method::GET;
+    get.headers_mut().insert(header::CONTENT_LENGTH, 10.into());
+    tokio::spawn(UpgradeProxy::new(connect(near)).oneshot(get));
+    let asked = head(&mut hop).await.to_ascii_lowercase();
+    assert!(!asked.contains("content-length"), "{asked}");
 }
 
 #[tokio::test]
