@@ -3,9 +3,10 @@
 //! The API server is the library's stack, and its one kubelet a script.
 
 use std::{
+    cell::RefCell,
     convert::Infallible,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
     time::Duration,
 };
 
@@ -81,26 +82,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// Collects what this thread logs. All tasks of a test run on its thread.
-    fn collects(&self) -> tracing::subscriber::DefaultGuard {
-        let writer = self.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let bytes = lock(&self.0);
-        String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
-    }
+thread_local! {
+    /// What this thread has logged. All tasks of a test run on its thread.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl io::Write for Log {
+/// Empties this thread's log, and has lines written to it from now on. One subscriber for all threads: one of a thread's own
+/// misses what another thread met first.
+fn log_anew() {
+    static ALL: Once = Once::new();
+    ALL.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| ToLog).init());
+    LOG.with_borrow_mut(Vec::clear);
+}
+
+fn logged() -> Vec<String> {
+    LOG.with_borrow(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect())
+}
+
+struct ToLog;
+
+impl io::Write for ToLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
@@ -121,8 +124,7 @@ struct Went {
 
 /// Asks for a stream, sends `then` behind the answer's head, and hears it to its end.
 async fn ask(request: String, then: &[u8], kubelet: Scripted, declares: bool, gates: FeatureGates) -> Went {
-    let log = Log::default();
-    let _guard = log.collects();
+    log_anew();
     let (near, hop) = duplex(64 * 1024);
     let scripted = tokio::spawn(play(hop, kubelet));
     let near = Arc::new(Mutex::new(Some(near)));
@@ -149,7 +151,7 @@ async fn ask(request: String, then: &[u8], kubelet: Scripted, declares: bool, ga
     assert_eq!(sessions.drain(Duration::from_secs(60), Duration::from_secs(60)).await, 0);
     let asked = scripted.await.expect("the script does not panic");
     let (answers, ended) = (lock(&counted.answers).clone(), lock(&counted.ended).clone());
-    Went { asked, heard, answers, ended, log: log.lines() }
+    Went { asked, heard, answers, ended, log: logged() }
 }
 
 async fn play(mut hop: DuplexStream, kubelet: Scripted) -> String {
@@ -228,14 +230,13 @@ async fn a_kubelet_that_refuses_what_its_node_declares_says_so_too() {
     for (path, protocol, code) in
         [("/exec/default/demo/c?command=secret-command&output=1", V5, 403), ("/portForward/default/demo", TUNNEL, 400)]
     {
-        let log = Log::default();
-        let _guard = log.collects();
+        log_anew();
         let leaf = StreamingServer::new(ProcessRuntime::new());
         let mut client = serve(Kubelet::builder().gates(gates(false)).build(Sessions::new(), PermitAllLayer, leaf));
         client.write_all(websocket(path, protocol).as_bytes()).await.expect("the server reads");
         let heard = head(&mut client).await;
         assert!(heard.starts_with(&format!("HTTP/1.1 {code} ")), "{heard}");
-        let log = log.lines();
+        let log = logged();
         let line = leg_line(&log);
         assert!(line.contains("leg=handshake") && line.contains(&format!("code={code}")), "{line}");
     }

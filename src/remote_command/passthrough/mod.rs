@@ -35,7 +35,6 @@ use crate::upgrade::{
 };
 
 const NEVER_THERE: &str = "the next hop ended before it had said anything";
-const BOTH_ENDED: &str = "both sides have ended";
 const ONE_ENDED: &str = "one side ended, the other was silent";
 
 /// Carries `client` and `upstream` until both have ended. `watched`: the version of a SPDY exec or attach.
@@ -199,9 +198,10 @@ where
             }
             let whole = self.watch.as_ref().is_some_and(Watch::has_whole_status);
             self.told |= whole && self.down.out.is_empty() && self.down.state != State::Broken;
-            if self.down.state == State::Broken {
-                // Nobody hears upstream any more, so it is told that the client is gone.
-                self.client_broke();
+            if self.down.state == State::Broken && !self.client_first {
+                // Nobody hears upstream any more, so it is told that the client is gone. Where the client has ended, it
+                // is being told so, and its last words to nobody are no loss.
+                self.finish(End::ClientGone, Cause::ClientLost, "the client's connection broke");
             }
             let down_over = matches!(self.down.state, State::Ended | State::Broken);
             let up_over = matches!(self.up.state, State::Ended | State::Broken);
@@ -260,15 +260,6 @@ where
         }
     }
 
-    fn client_broke(&mut self) {
-        // Unread, a client that ended first has left in order: it need not take the next hop's goodbye.
-        let (end, cause, detail) = match (&self.watch, self.client_first) {
-            (None, true) => (End::Carried, Cause::Finished, BOTH_ENDED),
-            _ => (End::ClientGone, Cause::ClientLost, "the client's connection broke"),
-        };
-        self.finish(end, cause, detail);
-    }
-
     fn tick(&mut self) {
         let moved = std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved);
         self.quiet = if moved { 0 } else { self.quiet + 1 };
@@ -302,12 +293,12 @@ where
             // What happens behind that changes nothing: clients close, and next hops say goodbye to nobody.
             (_, Some(watch)) if self.told => watch.end(),
             (Some(over), _) => over,
-            (None, Some(watch)) if self.client_first && !watch.has_ended() => {
+            (None, Some(watch)) if self.client_first && (!watch.has_ended() || self.down.state == State::Broken) => {
                 (End::ClientGone, Cause::ClientLost, "the client's connection ended")
             }
             (None, _) if self.was_never_there() => (End::Error, Cause::Handshake, NEVER_THERE),
             (None, Some(watch)) => watch.end(),
-            (None, None) => (End::Carried, Cause::Finished, BOTH_ENDED),
+            (None, None) => (End::Carried, Cause::Finished, "both sides have ended"),
         };
         let mut report = Report::new(end, cause, detail);
         report.bytes.carried_in = self.up.carried;

@@ -278,6 +278,18 @@ async fn a_client_that_goes_with_its_status_is_not_lost_whatever_the_next_hop_do
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_next_hop_says_behind_the_clients_end_is_no_loss() {
+    let Ends { mut client, mut upstream, session, .. } = start(None, 1000);
+    upstream.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    drop(client);
+    assert_eq!(rest(&mut upstream).await, b"");
+    upstream.write_all(b"goodbye").await.unwrap();
+    let report = session.await.unwrap();
+    assert_eq!((report.end, report.cause), (End::Carried, Cause::Finished));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_goes_before_it_has_its_status_is_lost() {
     let Ends { client, mut upstream, session, .. } = started(Version::V4).await;
     // More than its connection holds, and the status behind it.
