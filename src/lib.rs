@@ -64,7 +64,7 @@
 //!
 //! None is on by default, and none turns a check off.
 //!
-//! - `client`: [`client`](crate::client): runs commands as kubectl does, over WebSocket (on fastwebsockets) and over SPDY.
+//! - `client`: [`client`]: runs commands as kubectl does, over WebSocket (on fastwebsockets) and over SPDY.
 //!   the fallback.
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
