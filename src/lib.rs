@@ -64,8 +64,7 @@
 //!
 //! None is on by default, and none turns a check off.
 //!
-//! - `client`: [`client`]: runs commands as kubectl does, over WebSocket (on fastwebsockets) and over SPDY.
-//!   the fallback.
+//! - `client`: runs commands as kubectl does, over WebSocket (on fastwebsockets) and over SPDY.
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
 //! - `cri`: [`adapters::cri`](adapters), which asks a container runtime where a stream goes. Brings tonic.
