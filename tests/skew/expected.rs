@@ -239,9 +239,14 @@ fn ends(path: Path, operation: Operation, at_kubelet: bool) -> Vec<(&'static str
         // kubectl is stopped. Where it was adapted in front of it, the kubelet is told so in order.
         Operation::Attach if at_kubelet && path == Path::Adapted => vec![("client_gone", "client_closed")],
         Operation::Attach => vec![("client_gone", "client_lost")],
-        // kubectl says goodbye twice, within SPDY and around it: the next hop's answer to the one may overtake the other.
-        Operation::PortForward if at_kubelet && path != Path::PassedThrough => vec![("carried", "client_closed")],
-        Operation::PortForward => vec![("carried", "client_closed"), ("carried", "finished")],
+        // kubectl says goodbye twice, within SPDY and around it: the next hop's answer to the one may overtake the other,
+        // and its closed socket, which resets what it had not read, may take both with it.
+        Operation::PortForward if at_kubelet && path != Path::PassedThrough => {
+            vec![("carried", "client_closed"), ("client_gone", "client_lost")]
+        }
+        Operation::PortForward => {
+            vec![("carried", "client_closed"), ("carried", "finished"), ("client_gone", "client_lost")]
+        }
     }
 }
 
