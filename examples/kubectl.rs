@@ -1,4 +1,4 @@
-//! A kubectl that does nothing but stream: `exec` and `attach`, with kubectl's flags, words and exit codes.
+//! A kubectl that does nothing but stream: `exec`, `attach` and `cp`, with kubectl's flags, words and exit codes.
 //!
 //! ```sh
 //! cargo run --release --example apiserver                              # a demo cluster, in another shell
@@ -15,20 +15,27 @@
 //! | `remote` | a stream into a container, with the fallback and its log |
 //! | `exec`, `attach` | the two commands that need a terminal |
 //! | `terminal`, `stdio` | raw mode that is always undone; the standard streams without a thread between |
-//! | `failure`, `log`, `flags` | what is said on stderr, with which exit code; klog's lines; durations |
+//! | `cp`, `pack`, `unpack` | copies, by `tar` in the container; a tree as an archive, an archive as a tree |
+//! | `bridge`, `progress` | between what is polled and what blocks; a bar on a terminal |
+//! | `failure`, `log`, `flags` | what is said on stderr, with which exit code; klog's lines; durations and file specifications |
 
 mod kubectl {
     pub(crate) mod attach;
+    pub(crate) mod bridge;
     pub(crate) mod cluster;
+    pub(crate) mod cp;
     pub(crate) mod exec;
     pub(crate) mod failure;
     pub(crate) mod flags;
     pub(crate) mod locate;
     pub(crate) mod log;
+    pub(crate) mod pack;
     pub(crate) mod pod;
+    pub(crate) mod progress;
     pub(crate) mod remote;
     pub(crate) mod stdio;
     pub(crate) mod terminal;
+    pub(crate) mod unpack;
 }
 
 use std::{env, process};
@@ -40,6 +47,7 @@ use clap::{
 use kubectl::{
     attach::Attach,
     cluster::{Cluster, ClusterFlags},
+    cp::Cp,
     exec::Exec,
     failure::Failure,
     log,
@@ -64,6 +72,8 @@ enum Command {
     Exec(Exec),
     /// Attach to a process that already runs in a container.
     Attach(Attach),
+    /// Copy files and folders into a container, or out of it.
+    Cp(Cp),
 }
 
 fn main() {
@@ -112,6 +122,10 @@ fn run(flags: Flags) -> Result<(), Failure> {
             Command::Attach(attach) => {
                 attach.check()?;
                 attach.run(&Cluster::load(&flags.cluster).await?).await
+            }
+            Command::Cp(cp) => {
+                cp.check()?;
+                cp.run(&Cluster::load(&flags.cluster).await?).await
             }
         }
     });

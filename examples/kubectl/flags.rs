@@ -2,6 +2,32 @@
 
 use std::time::Duration;
 
+use super::failure::Failure;
+
+/// `[[namespace/]pod:]path`.
+#[derive(Debug)]
+pub(crate) struct FilePlace {
+    pub(crate) namespace: Option<String>,
+    pub(crate) pod: Option<String>,
+    pub(crate) path: String,
+}
+
+/// Reads a file specification of `cp`.
+pub(crate) fn file_place(text: &str) -> Result<FilePlace, Failure> {
+    let wrong = || Failure::error("filespec must match the canonical format: [[namespace/]pod:]file/path");
+    let Some((pod, path)) = text.split_once(':') else {
+        return Ok(FilePlace { namespace: None, pod: None, path: text.to_owned() });
+    };
+    let (namespace, pod) = match pod.split_once('/') {
+        None => (None, pod),
+        Some((namespace, pod)) => (Some(namespace.to_owned()), pod),
+    };
+    if pod.is_empty() || pod.contains('/') {
+        return Err(wrong());
+    }
+    Ok(FilePlace { namespace, pod: Some(pod.to_owned()), path: path.to_owned() })
+}
+
 /// Go's durations, such as `1m0s` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("time: invalid duration {text:?}");
