@@ -46,7 +46,7 @@ impl<V: Clone> Answers<V> {
     }
 
     /// The answer to that question: what is known, or else what `ask` finds out. It counts for as long as `counts` says;
-    /// not at all if that is nothing. Failures are not kept.
+    /// not at all if that is nothing. A failure is told to all who wait for it, and is not kept.
     ///
     /// # Cancel safety
     ///
