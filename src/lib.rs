@@ -1,4 +1,5 @@
-//! Tower layers and services that speak Kubernetes streaming: `exec`, `attach` and `cp`, over SPDY/3.1 and WebSocket.
+//! Tower layers and services that speak Kubernetes streaming: `exec`, `attach`, `cp` and `port-forward`, over SPDY/3.1 and
+//! WebSocket.
 //!
 //! It implements [KEP-4006] at the API server, at the kubelet, and in between.
 //!

@@ -104,6 +104,28 @@ impl Rejection {
         })
     }
 
+    /// The header that something between here and the server dropped, where the answer shows it: the server saw no
+    /// upgrade, or none of the protocols that were offered.
+    ///
+    /// It is read off the words of the refusals that Kubernetes has for it, so `None` says nothing.
+    #[must_use]
+    pub fn dropped_header(&self) -> Option<&'static str> {
+        let upgrade = match self.carrier {
+            Carrier::WebSocket => "Upgrade: websocket",
+            Carrier::Spdy => "Upgrade: SPDY/3.1",
+        };
+        let text = String::from_utf8_lossy(&self.body);
+        // A server refuses with these words a request that asks for no upgrade; we did.
+        let unasked = ["Upgrade request required", "missing upgrade headers in request"];
+        if self.code.is_client_error() || self.code.is_server_error() {
+            if unasked.iter().any(|words| text.contains(words)) {
+                return Some(upgrade);
+            }
+            return text.contains("client supports [],").then_some("X-Stream-Protocol-Version");
+        }
+        None
+    }
+
     /// As client-go words it: `UpgradeFailureError` around its WebSocket library's error or the `Status`.
     fn websocket(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("unable to upgrade streaming request: ")?;
@@ -159,6 +181,10 @@ impl fmt::Display for Rejection {
         match self.carrier {
             Carrier::WebSocket => self.websocket(f),
             Carrier::Spdy => self.spdy(f),
+        }?;
+        match self.dropped_header() {
+            Some(header) => write!(f, " (the server was not shown `{header}`: a proxy on the way has dropped it)"),
+            None => Ok(()),
         }
     }
 }

@@ -159,3 +159,39 @@ fn a_url_that_cannot_be_asked_for_is_an_error() {
         assert!(matches!(error, ExecuteError::Request(_)) && !error.to_string().contains("secret"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_header_that_was_dropped_on_the_way_is_named_where_the_answer_shows_it() {
+    let unasked = status(400, "BadRequest", "Upgrade request required");
+    for (code, body, websocket, spdy) in [
+        ("400 Bad Request", &*unasked, Some("Upgrade: websocket"), Some("Upgrade: SPDY/3.1")),
+        (
+            "400 Bad Request",
+            "unable to upgrade: missing upgrade headers in request\n",
+            Some("Upgrade: websocket"),
+            Some("Upgrade: SPDY/3.1"),
+        ),
+        (
+            "403 Forbidden",
+            "unable to upgrade: unable to negotiate protocol: client supports [], server accepts [v4.channel.k8s.io]",
+            Some("X-Stream-Protocol-Version"),
+            Some("X-Stream-Protocol-Version"),
+        ),
+        (
+            "403 Forbidden",
+            "unable to upgrade: unable to negotiate protocol: client supports [v9], server accepts [v4.channel.k8s.io]",
+            None,
+            None,
+        ),
+        ("200 OK", "Upgrade request required", None, None),
+    ] {
+        let scripts = Scripts::new([answer(code, body), answer(code, body)]);
+        let request = exec("demo", "cat");
+        let (ws, over_spdy) = (WebSocketExecutor::new(scripts.dial()), SpdyExecutor::new(scripts.dial()));
+        for (refused, dropped) in [(ws.open(&request).await, websocket), (over_spdy.open(&request).await, spdy)] {
+            let error = refused.expect_err("refused");
+            assert_eq!(error.rejection().expect("a rejection").dropped_header(), dropped);
+            assert_eq!(error.to_string().contains("a proxy on the way has dropped it"), dropped.is_some());
+        }
+    }
+}
