@@ -104,7 +104,7 @@ fn known(tokens: &Tokens, request: &mut Request<Body>) -> Result<Caller, &'stati
 }
 
 /// `Authorization: Bearer TOKEN`, as kube-apiserver reads it.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut words = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().splitn(3, ' ');
     words.next().filter(|scheme| scheme.eq_ignore_ascii_case("bearer"))?;
     words.next().filter(|token| !token.is_empty())
@@ -116,7 +116,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// # Errors
 ///
 /// In upstream's words.
-fn bearer_protocol(headers: &HeaderMap) -> Result<Option<(String, HeaderValue)>, &'static str> {
+pub fn bearer_protocol(headers: &HeaderMap) -> Result<Option<(String, HeaderValue)>, &'static str> {
     if !list(headers, header::UPGRADE).any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
         return Ok(None);
     }

@@ -12,6 +12,8 @@
 //! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
+//! | `impersonation` | acting as somebody else |
+//! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
@@ -25,6 +27,8 @@ pub mod authz;
 pub mod client;
 pub mod cri;
 pub mod features;
+pub mod gateway;
+pub mod impersonation;
 pub mod kubeconfig;
 pub mod list;
 pub mod locate;

@@ -34,6 +34,18 @@ pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig,
     Ok(config)
 }
 
+/// A server that asks nobody for a certificate.
+pub fn server_config_without_clients(own: &CertAndKey) -> Result<ServerConfig, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .context("TLS")?
+        .with_no_client_auth()
+        .with_single_cert(chain(&own.cert)?, key(&own.key)?)
+        .context(own.cert.display())?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 /// A client that trusts `ca` and shows `own`.
 pub fn client_config(ca: &Path, own: &CertAndKey) -> Result<ClientConfig, Error> {
     ClientConfig::builder_with_provider(provider())
