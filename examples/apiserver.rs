@@ -33,14 +33,17 @@ use support::{
     gateway::{Gateway, Streams},
     kubeconfig,
     locate::Locate,
-    log_to_stderr, mounted, node,
+    log_to_stderr,
+    logs::Logs,
+    mounted, node,
     objects::{Key, Store, containers_on},
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
     say,
     server::{Server, stop_signal},
     stack::{Parts, process_kubelet},
-    tls, tokens,
+    tls::{self, FrontProxies},
+    tokens,
 };
 use tower_kube_streaming::{
     FeatureGates, Gate,
@@ -92,6 +95,13 @@ struct Flags {
     /// CA; in front of a cluster nobody, and no certificate is asked for.
     #[arg(long, value_name = "FILE")]
     client_ca_file: Option<PathBuf>,
+    /// Who signs the certificates of front proxies: who the caller is then is what the headers X-Remote-User,
+    /// X-Remote-Group, X-Remote-Uid and X-Remote-Extra-… say. From others they are dropped.
+    #[arg(long, value_name = "FILE")]
+    requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names of those certificates, with commas between them; if there is none, any counts.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "requestheader_client_ca_file")]
+    requestheader_allowed_names: Vec<String>,
     /// Who signs the kubelets' certificates.
     #[arg(long, value_name = "FILE")]
     kubelet_certificate_authority: Option<PathBuf>,
@@ -209,7 +219,14 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if !flags.insecure {
         let own = pair(&flags.tls_cert_file, &flags.tls_private_key_file).unwrap_or_else(|| pki::files::apiserver(dir));
         let client_ca = flags.client_ca_file.clone().unwrap_or_else(|| pki::files::ca(dir));
-        server = server.with_tls(tls::server_config(&own, &client_ca)?);
+        server = match &flags.requestheader_client_ca_file {
+            None => server.with_tls(tls::server_config(&own, &client_ca)?),
+            Some(proxies) => {
+                let names = flags.requestheader_allowed_names.clone();
+                let config = tls::server_config_with(&own, &client_ca, proxies)?;
+                server.with_tls(config).with_front_proxies(FrontProxies::new(&client_ca, proxies, names)?)
+            }
+        };
         // kubectl trusts our CA; or else the given certificate itself, as we know nothing of its signer.
         let ca = flags.tls_cert_file.clone().unwrap_or_else(|| pki::files::ca(dir));
         trusted = Some(fs::read_to_string(&ca).context(ca.display())?);
@@ -228,14 +245,15 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
     let rbac = RbacAuthorizer::new(store.clone());
+    let authenticator = authenticator.impersonation(rbac.clone());
     let metrics = Arc::new(StreamingMetrics::api_server());
-    let next = next(&flags, &store)?;
+    let (next, logs) = next(&flags, &store, &locate)?;
     let mut counted = vec![metrics.clone()];
     if let Next::InProcess(_, kubelet) = &next {
         counted.push(kubelet.clone());
     }
     let streams = stack(rbac, locate, next, sessions.clone(), metrics, quota(&flags), flags.feature_gates);
-    let service = api::router(Api { store, stop, metrics: counted.into() }, streams, authenticator);
+    let service = api::router(Api { store, stop, logs, metrics: counted.into() }, streams, authenticator);
 
     say(format_args!("listening on {url}"));
     if flags.manifest.is_empty() {
@@ -263,7 +281,7 @@ async fn in_front_of(kubeconfig: &Path, flags: Flags) -> Result<(), Error> {
     let trusted = fs::read_to_string(&ca).context(ca.display())?;
     let streams = Streams {
         sessions: Sessions::default(),
-        connect: kubelets(&flags)?,
+        connect: Throttled::new(kubelets(&flags)?, flags.max_connection_bytes_per_sec),
         limits: limits(Duration::from_secs(flags.give_up_after)),
         quota: quota(&flags),
         gates: flags.feature_gates,
@@ -288,25 +306,28 @@ fn quota(flags: &Flags) -> QuotaLayer {
     QuotaLayer::new().max_sessions(flags.max_sessions).max_sessions_per_user(flags.max_sessions_per_user)
 }
 
-fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
+/// Where streams go, and where logs are.
+fn next(flags: &Flags, store: &Arc<Store>, locate: &Locate) -> Result<(Next, Logs), Error> {
     if flags.manifest.is_empty() {
         // What a kubelet of its own would register.
         let declare = |node: &mut Value| node["status"]["declaredFeatures"] = node::declared(flags.feature_gates);
         store.update(&Key::node(DEMO_NODE), declare).map_err(|refused| refused.message())?;
-        return Ok(Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())));
+        return Ok((Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())), Logs::none()));
     }
-    Ok(Next::Kubelets(kubelets(flags)?, limits(Duration::from_secs(flags.give_up_after))))
+    let connect = kubelets(flags)?;
+    let logs = Logs::of_kubelets(locate.clone(), connect.clone());
+    let connect = Throttled::new(connect, flags.max_connection_bytes_per_sec);
+    Ok((Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))), logs))
 }
 
 /// Connections to kubelets.
-fn kubelets(flags: &Flags) -> Result<Throttled<TlsConnect>, Error> {
+fn kubelets(flags: &Flags) -> Result<TlsConnect, Error> {
     let dir = &flags.data_dir;
     let ca = flags.kubelet_certificate_authority.clone().unwrap_or_else(|| pki::files::ca(dir));
     let own = pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key);
     let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
     let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
-    let connect = if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect };
-    Ok(Throttled::new(connect, flags.max_connection_bytes_per_sec))
+    Ok(if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect })
 }
 
 /// The defaults, if a silent peer is given up after 60 seconds.

@@ -14,15 +14,13 @@ use tower_kube_streaming::{
 
 use super::{
     super::{
-        authn::{self, ClientCertificate},
-        impersonation::{self, Impersonation},
+        authn::{self, ClientCertificate, REMOTE},
+        impersonate,
         rbac::{About, Asked},
     },
     forward::{Upstream, Via},
 };
 
-/// What begins so says who a front proxy's client is. Nobody else may say it.
-const REMOTE: &str = "x-remote-";
 const REMOTE_USER: HeaderName = HeaderName::from_static("x-remote-user");
 const REMOTE_GROUP: HeaderName = HeaderName::from_static("x-remote-group");
 const REMOTE_UID: HeaderName = HeaderName::from_static("x-remote-uid");
@@ -39,7 +37,7 @@ pub type Answer = http::Response<Body>;
 pub fn vouch(request: &mut Request<Body>, upstream: &Upstream) -> Result<Via, Refusal> {
     let certificate = request.extensions_mut().remove::<ClientCertificate>();
     let headers = request.headers_mut();
-    impersonation::remove_all(headers, REMOTE);
+    impersonate::remove_all(headers, REMOTE);
     let Some(ClientCertificate(caller)) = certificate else { return Ok(Via::Plain) };
     if !upstream.trusts_us() {
         return Err(unauthorized(
@@ -107,16 +105,17 @@ impl Callers {
     ///
     /// The whole answer: 401 for nobody, 403 for who may not act as somebody else, 503 while the cluster cannot be asked.
     pub async fn authenticate(&self, request: &mut Request<Body>) -> Result<(), Answer> {
-        impersonation::remove_all(request.headers_mut(), REMOTE);
+        impersonate::remove_all(request.headers_mut(), REMOTE);
         let refuse = |refusal: Refusal| refusal.into_response(Dialect::ApiServer);
         let mut caller = self.caller(request).await.map_err(refuse)?;
-        if let Some(wanted) = Impersonation::of(request.headers()).map_err(refuse)? {
-            for asked in wanted.questions() {
+        if impersonate::is_asked(request.headers()) {
+            let acts = impersonate::read(request.headers()).map_err(|why| refuse(Refusal::bad_request(why)))?;
+            for asked in impersonate::rights(&acts) {
                 self.ask(&caller, &asked).await?;
             }
-            caller = wanted.into_caller();
+            caller = impersonate::with_own_groups(acts);
         }
-        impersonation::remove(request.headers_mut());
+        impersonate::remove(request.headers_mut());
         request.headers_mut().remove(header::AUTHORIZATION);
         request.extensions_mut().insert(caller);
         Ok(())
