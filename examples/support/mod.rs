@@ -13,6 +13,7 @@
 //! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
+//! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
 //! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
 //! | `api`, `at`, `discovery`, `list`, `selector`, `watch`, `table`, `logs` | the rest of the Kubernetes API that clients need around a stream |
 
@@ -42,10 +43,13 @@ pub mod node;
 pub mod objects;
 pub mod patch;
 pub mod pki;
+pub mod pod_config;
+pub mod pod_status;
 pub mod pods;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;
+pub mod restarts;
 pub mod review;
 pub mod reviews;
 pub mod selector;

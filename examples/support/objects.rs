@@ -11,13 +11,16 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-pub use super::kinds::{Key, Kind};
 use super::{
     Context, Error,
     defaults::completed,
     features,
     history::{Change, History},
     policy::Policy,
+};
+pub use super::{
+    defaults::timestamp,
+    kinds::{Key, Kind},
 };
 
 /// The demo cluster.

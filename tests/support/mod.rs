@@ -5,6 +5,7 @@
 //! | `process` | a child process whose output can be waited for, and that dies with its handle |
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
 //! | `gateway` | a lab with a gateway in front of it |
+//! | `containerd` | a container runtime of the test's own, and Pods for it |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
 //! | `http` | one plain request to a server of a lab; its metrics |
 //! | `forms` | every kind of request that may open a stream |
@@ -20,6 +21,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod balancer;
+pub mod containerd;
 pub mod forms;
 pub mod forward;
 pub mod gateway;
