@@ -8,14 +8,22 @@ mod examples;
 mod support;
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use axum::{Router, body::Body, extract::RawQuery, routing::get as get_route};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use examples::pki::{self, CertAndKey};
+use examples::{
+    pki::{self, CertAndKey},
+    server::Server,
+    tls,
+};
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use serde_json::{Value, json};
 use support::{
@@ -25,10 +33,13 @@ use support::{
     forms::Form,
     http::{Login, ask, url},
     kubectl::{Client, Run, client},
-    lab::{Lab, Settings, Topology, sessions_in},
+    lab::{Lab, Settings, Topology, example, sessions_in},
     process::Written,
     shell::Shell,
 };
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tower_kube_streaming::upgrade::Sessions;
 
 /// For what takes a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,6 +140,67 @@ async fn objects(run: &Run<'_>) -> Outcome {
     let refused = run.kubectl(&["--token", "nobody-has-this-token", "get", "pods"]).await?;
     refused.exits(1)?.says("You must be logged in to the server")?;
     Ok(())
+}
+
+/// A kubelet that has one log, `one`, and `two` when it is let go on; to who follows it, each as it comes.
+async fn talker(lab: &Lab, go_on: Arc<Notify>, stop: CancellationToken) -> Outcome<u16> {
+    let log = move |RawQuery(query): RawQuery| async move {
+        if !query.unwrap_or_default().contains("follow=true") {
+            return Body::from("one\ntwo\n");
+        }
+        let lines = stream::once(async { "one\n" }).chain(stream::once(async move {
+            go_on.notified().await;
+            "two\n"
+        }));
+        Body::from_stream(lines.map(Ok::<_, Infallible>))
+    };
+    let router = Router::new().route("/containerLogs/default/talker/main", get_route(log));
+    let own = pki::files::kubelet(&lab.data);
+    let tls = tls::server_config(&own, &lab.ca()).map_err(|error| error.to_string())?;
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), stop).await.map_err(|error| error.to_string())?;
+    let port = server.address().map_err(|error| error.to_string())?.port();
+    tokio::spawn(server.with_tls(tls).serve(router, Sessions::new()));
+    Ok(port)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_reads_and_follows_a_log_through_a_gateway() -> Outcome {
+    let lab = lab(Settings::default()).await?;
+    let (go_on, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    let port = talker(&lab, go_on.clone(), stop.clone()).await?;
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "talkers-node" },
+        "status": {
+            "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
+            "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
+        },
+    });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "talker", "namespace": "default" },
+        "spec": { "nodeName": "talkers-node", "containers": [{ "name": "main", "image": "talker" }] },
+    });
+    let file = lab.scratch.path().join("object.json");
+    for (number, client) in clients().iter().enumerate() {
+        let run = Run { lab: &lab, client };
+        if number == 0 {
+            for (path, object) in [("/api/v1/nodes", &node), ("/api/v1/namespaces/default/pods", &pod)] {
+                fs::write(&file, object.to_string()).map_err(|error| error.to_string())?;
+                run.kubectl(&["create", "--raw", path, "-f", text(&file)]).await?.exits(0)?;
+            }
+        }
+        let whole = run.kubectl(&["logs", "talker"]).await?.exits(0)?;
+        ensure!(whole.stdout == "one\ntwo\n", "{client}: {whole:?}");
+        let mut follow = run.command(&["logs", "-f", "talker"]);
+        let mut follow = follow.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let said = Written::collect(follow.stdout.take().expect("stdout is piped"));
+        said.until(PATIENCE, "the first line", |text| text == "one\n").await?;
+        go_on.notify_one();
+        said.until(PATIENCE, "the second line", |text| text == "one\ntwo\n").await?;
+        let status = timeout(PATIENCE, follow.wait()).await.map_err(|_| "kubectl still follows")?;
+        ensure!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{client}: {status:?}");
+    }
+    stop.cancel();
+    lab.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -379,6 +451,35 @@ async fn a_gateway_makes_its_own_serving_certificate_and_no_key_to_any_door() ->
     let output = output.map_err(|error| error.to_string())?;
     ensure!(output.status.success() && output.stdout == b"hello\n", "{output:?}");
     lab.stop().await
+}
+
+#[tokio::test]
+async fn flags_that_contradict_a_gateway_are_refused() -> Outcome {
+    let scratch = Scratch::new("gateway-flags");
+    let nowhere = scratch.path().join("nowhere");
+    let kubelets = ["--kubelet-certificate-authority", "--kubelet-client-certificate", "--kubelet-client-key"];
+    let kubelets: Vec<&str> = kubelets.into_iter().flat_map(|flag| [flag, "x"]).collect();
+    let whole = [&["--kubeconfig", text(&nowhere)], &kubelets[..]].concat();
+    for (flags, words) in [
+        (vec!["--kubeconfig", "x"], "--kubelet-certificate-authority"),
+        ([&whole[..], &["--manifest", "x"]].concat(), "cannot be used with"),
+        ([&whole[..], &["--insecure"]].concat(), "cannot be used with"),
+        ([&whole[..], &["--token-auth-file", "x"]].concat(), "cannot be used with"),
+        ([&whole[..], &["--requestheader-client-ca-file", "x"]].concat(), "cannot be used with"),
+        ([&whole[..], &["--proxy-client-cert-file", "x"]].concat(), "--proxy-client-key-file"),
+        (
+            vec!["--proxy-client-cert-file", "x", "--proxy-client-key-file", "x", "--client-ca-file", "x"],
+            "--kubeconfig",
+        ),
+        (whole.clone(), "apiserver: x: "),
+    ] {
+        let data = scratch.path().join("data");
+        let output = example("apiserver").args(&flags).arg("--data-dir").arg(&data).output().await;
+        let output = output.map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2) && said.contains(words), "{flags:?}: {:?}: {said}", output.status);
+    }
+    Ok(())
 }
 
 fn shell(client: &Client, lab: &Lab, kubeconfig: &Path) -> Outcome<Shell> {
