@@ -1,7 +1,7 @@
 //! Every request that is no stream of a pod goes to the cluster's API server, and its answer comes back as it is, while it
 //! comes: a watch, a followed log and an upload are not held anywhere.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::body::{Body, HttpBody};
 use futures_util::StreamExt;
@@ -79,9 +79,9 @@ impl Upstream {
             pool(&config)
         };
         let front_proxy = front_proxy.map(|own| {
-            let mut shown = AuthInfo::default();
-            shown.client_certificate = Some(own.cert.display().to_string());
-            shown.client_key = Some(own.key.display().to_string());
+            let file = |file: &Path| Some(file.display().to_string());
+            let shown =
+                AuthInfo { client_certificate: file(&own.cert), client_key: file(&own.key), ..AuthInfo::default() };
             as_whom(shown).context(own.cert.display())
         });
         Ok(Self(Arc::new(Inner {
