@@ -24,7 +24,7 @@ pub struct ClientCertificate(pub Caller);
 pub struct ByFrontProxy;
 
 /// What a front proxy says of its caller is in headers that begin so; nobody else's such headers go any further.
-const REMOTE: &str = "x-remote-";
+pub const REMOTE: &str = "x-remote-";
 
 /// Upstream's prefix of a WebSocket subprotocol that is really a token
 /// (k8s.io/apiserver pkg/authentication/request/websocket/protocol.go).
@@ -102,10 +102,7 @@ impl AsyncAuthorizeRequest<Body> for Authenticator {
         };
         let headers = request.headers_mut();
         headers.remove(header::AUTHORIZATION);
-        let remote: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(REMOTE)).cloned().collect();
-        for name in remote {
-            headers.remove(name);
-        }
+        impersonate::remove_all(headers, REMOTE);
         let caller = match (&self.impersonation, impersonate::is_asked(headers)) {
             (_, false) => caller,
             (Some(rbac), true) => match impersonate::apply(rbac, &caller, headers) {
@@ -180,7 +177,7 @@ pub fn extra(headers: &HeaderMap, prefix: &str) -> Result<BTreeMap<String, Vec<S
 }
 
 /// `Authorization: Bearer TOKEN`, as kube-apiserver reads it.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut words = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().splitn(3, ' ');
     words.next().filter(|scheme| scheme.eq_ignore_ascii_case("bearer"))?;
     words.next().filter(|token| !token.is_empty())
@@ -192,7 +189,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// # Errors
 ///
 /// In upstream's words.
-fn bearer_protocol(headers: &HeaderMap) -> Result<Option<(String, HeaderValue)>, &'static str> {
+pub fn bearer_protocol(headers: &HeaderMap) -> Result<Option<(String, HeaderValue)>, &'static str> {
     if !list(headers, header::UPGRADE).any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
         return Ok(None);
     }

@@ -15,6 +15,8 @@ use super::{
 
 const PREFIX: &str = "impersonate-";
 const ANONYMOUS: &str = "system:anonymous";
+/// Each name costs a question. A user may well be in hundreds of groups.
+const MAX_RIGHTS: usize = 512;
 const ACCOUNT: &str = "system:serviceaccount:";
 
 /// Whether a request asks for it.
@@ -34,14 +36,25 @@ pub fn apply(rbac: &RbacAuthorizer, caller: &Caller, headers: &mut HeaderMap) ->
         }
     }
     tracing::info!(user.name = ?caller.name, acts.name = ?acts.name, "impersonation");
-    let names: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
-    for name in names {
-        headers.remove(name);
-    }
+    remove(headers);
     Ok(with_own_groups(acts))
 }
 
-fn read(headers: &HeaderMap) -> Result<Caller, String> {
+/// Takes the headers out.
+pub fn remove(headers: &mut HeaderMap) {
+    remove_all(headers, PREFIX);
+}
+
+/// Takes out every header whose name begins so.
+pub fn remove_all(headers: &mut HeaderMap, prefix: &str) {
+    let names: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Who the headers name. An error is what is wrong with them.
+pub fn read(headers: &HeaderMap) -> Result<Caller, String> {
     for name in headers.keys().filter_map(|name| name.as_str().strip_prefix(PREFIX)) {
         if !matches!(name, "user" | "group" | "uid") && !name.starts_with("extra-") {
             return Err(format!("impersonation of {name:?} is not supported"));
@@ -54,11 +67,14 @@ fn read(headers: &HeaderMap) -> Result<Caller, String> {
     let mut acts = Caller::new(name, values(headers, "impersonate-group")?);
     acts.uid = values(headers, "impersonate-uid")?.into_iter().next().unwrap_or_default();
     acts.extra = extra(headers, "impersonate-extra-")?;
+    if rights(&acts).len() > MAX_RIGHTS {
+        return Err(format!("more than {MAX_RIGHTS} names to impersonate"));
+    }
     Ok(acts)
 }
 
 /// All that takes the verb `impersonate`.
-fn rights(acts: &Caller) -> Vec<Asked> {
+pub fn rights(acts: &Caller) -> Vec<Asked> {
     let asked = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| Asked {
         verb: "impersonate".to_owned(),
         about: About::Resource {
@@ -90,15 +106,16 @@ fn account(user: &str) -> Option<(&str, &str)> {
     Some((namespace, name)).filter(|_| !namespace.is_empty() && !name.is_empty() && !name.contains(':'))
 }
 
-/// The groups that somebody is in by the name alone.
-fn with_own_groups(mut acts: Caller) -> Caller {
+/// With the groups that somebody is in by the name alone.
+pub fn with_own_groups(mut acts: Caller) -> Caller {
     if acts.groups.is_empty()
         && let Some((namespace, _)) = account(&acts.name)
     {
         acts.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
     }
     let own = if acts.name == ANONYMOUS { "system:unauthenticated" } else { "system:authenticated" };
-    if !acts.is_in(own) {
+    // Who is made one of those that nobody vouches for stays one.
+    if !acts.is_in(own) && !acts.is_in("system:unauthenticated") {
         acts.groups.push(own.to_owned());
     }
     acts

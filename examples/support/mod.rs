@@ -15,6 +15,7 @@
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
 //! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
+//! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
 //! | `api`, `at`, `discovery`, `list`, `selector`, `watch`, `table`, `logs` | the rest of the Kubernetes API that clients need around a stream |
 
 // Each example uses its half.
@@ -30,6 +31,7 @@ pub mod cri;
 pub mod defaults;
 pub mod discovery;
 pub mod features;
+pub mod gateway;
 pub mod history;
 pub mod identity;
 pub mod impersonate;

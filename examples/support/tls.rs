@@ -19,7 +19,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// A server that speaks HTTP/2 and HTTP/1.1, and asks its clients for a certificate of `client_ca`, but takes those without one:
 /// they may have a token. A certificate of somebody else's fails the handshake.
 pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig, Error> {
-    serve(own, Arc::new(roots(client_ca)?)).context(client_ca.display())
+    serve(own, verifier(Arc::new(roots(client_ca)?)).context(client_ca.display())?)
 }
 
 /// The same, and it takes the certificates of a front proxy too. Whose they are is [`FrontProxies`]' to say: the handshake
@@ -27,7 +27,12 @@ pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig,
 pub fn server_config_with(own: &CertAndKey, client_ca: &Path, proxies: &Path) -> Result<ServerConfig, Error> {
     let mut both = roots(client_ca)?;
     both.roots.extend(roots(proxies)?.roots);
-    serve(own, Arc::new(both))
+    serve(own, verifier(Arc::new(both))?)
+}
+
+/// A server that asks nobody for a certificate.
+pub fn server_config_without_clients(own: &CertAndKey) -> Result<ServerConfig, Error> {
+    serve(own, WebPkiClientVerifier::no_client_auth())
 }
 
 /// Tells the certificates of front proxies from those of clients.
@@ -71,8 +76,7 @@ fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, Er
     builder.allow_unauthenticated().build().context("certificate authority")
 }
 
-fn serve(own: &CertAndKey, clients: Arc<RootCertStore>) -> Result<ServerConfig, Error> {
-    let clients = verifier(clients)?;
+fn serve(own: &CertAndKey, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS")?
