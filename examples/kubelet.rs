@@ -13,6 +13,7 @@ mod support;
 
 use std::{
     fs,
+    future::ready,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -21,7 +22,8 @@ use std::{
 
 use axum::{
     Json, Router,
-    middleware::from_fn,
+    extract::Request,
+    middleware::{from_fn, map_request},
     routing::{any_service, get},
 };
 use clap::{ArgAction, Parser, ValueEnum};
@@ -36,6 +38,7 @@ use support::{
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
     pods::Pods,
+    reports::Reports,
     review::Reviewer,
     say,
     server::{Server, stop_signal},
@@ -65,14 +68,15 @@ struct Flags {
     /// data directory]. Read again whenever it is used. Without it only members of system:masters may do anything.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Whether to register the node at that API server, again every 10 seconds.
+    /// Whether to register the node at that API server, again every 10 seconds, with its Lease and its Pods.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
           default_missing_value = "true")]
     register_node: bool,
     /// Name of the node this is.
     #[arg(long, value_name = "NAME", default_value = "demo-node")]
     node_name: String,
-    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod].
+    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod]. The API server has each of
+    /// them as NAME-NODE, a mirror Pod.
     #[arg(long, value_name = "PATH")]
     pod_manifest_path: Option<PathBuf>,
     /// What runs the containers: `process` takes processes of this host for them, `unix:///PATH` is a container runtime's
@@ -80,7 +84,8 @@ struct Flags {
     /// Pods are found by the labels that kubelets give them.
     #[arg(long, value_name = "ENDPOINT", default_value = "process")]
     container_runtime_endpoint: RuntimeEndpoint,
-    /// Leaves Pods in the container runtime on stop. The next start with that node name removes them.
+    /// Leaves Pods in the container runtime on stop, and their mirrors at the API server. The next start with that node
+    /// name removes them.
     #[arg(long)]
     keep_pods: bool,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
@@ -177,8 +182,13 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let api = api_client(&flags)?;
     let address = server.address()?;
-    let node = api.clone().filter(|_| flags.register_node);
-    let node = node.map(|api| Registration::new(api, &flags.node_name, address, flags.feature_gates)).transpose()?;
+    let register = api.clone().filter(|_| flags.register_node);
+    let node =
+        register.map(|api| Registration::new(api, &flags.node_name, address, flags.feature_gates)).transpose()?;
+    // The demo's Pod is there already, or nowhere.
+    let mirrored = flags.pod_manifest_path.is_some();
+    let reports = node.map(|node| Reports::new(node, &store, mirrored)).transpose()?;
+    let redirect = reports.as_ref().map(Reports::redirect).unwrap_or_default();
     let reviewer = Reviewer::new(api, &flags.node_name);
     let sessions = Sessions::default();
     let metrics = Arc::new(StreamingMetrics::kubelet());
@@ -200,17 +210,18 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let keeping = pods.map(|pods| tokio::spawn(pods.keep(store.clone(), stop.clone())));
     let service = router(store, streams, metrics, reviewer)
         .layer(authenticator.into_layer())
+        // A mirror Pod stands for what it mirrors.
+        .layer(map_request(move |request: Request| ready(redirect.apply(request))))
         // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
         .route("/healthz", get(|| async { "ok" }));
 
     say(format_args!("listening on {}", server.url()?));
-    match node {
-        None => say("ready"),
-        Some(node) => {
-            // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another
-            // kubelet of that name may have registered it.
-            tokio::spawn(async move { stop.run_until_cancelled(node.keep(|| say("ready"))).await });
-        }
+    // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another kubelet
+    // of that name may have registered it.
+    let keep = |reports: Reports| tokio::spawn(reports.keep(stop, || say("ready"), flags.keep_pods));
+    let reporting = reports.map(keep);
+    if reporting.is_none() {
+        say("ready");
     }
     let served = server.serve(service, sessions).await;
     let removed = async {
@@ -218,7 +229,11 @@ async fn run(flags: Flags) -> Result<(), Error> {
         let pods = keeping.await.context("looking at the containers")?;
         if flags.keep_pods { Ok(()) } else { pods.remove().await.context("removing the Pods") }
     };
-    served.and(removed.await)
+    let removed = removed.await;
+    if let Some(reporting) = reporting {
+        reporting.await.context("reporting to the API server")?;
+    }
+    served.and(removed)
 }
 
 /// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.

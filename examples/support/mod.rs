@@ -10,7 +10,8 @@
 //! | `reviews`, `identity`, `protobuf` | questions about that, and about tokens; the form in which kubectl asks them |
 //! | `kinds`, `objects`, `history`, `defaults` | Nodes, Pods and Leases in memory; their latest changes; what a server adds to a new one |
 //! | `features`, `patch`, `locate` | what nodes declare; changes to objects; from a pod to its kubelet's URL |
-//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
+//! | `client`, `node`, `lease`, `mirror`, `told`, `review` | a kubelet at its API server: the client, its Node, Lease and static Pods; and who may do what with it |
+//! | `reports` | all that a kubelet keeps there |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
 //! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
@@ -36,9 +37,11 @@ pub mod identity;
 pub mod impersonate;
 pub mod kinds;
 pub mod kubeconfig;
+pub mod lease;
 pub mod list;
 pub mod locate;
 pub mod logs;
+pub mod mirror;
 pub mod node;
 pub mod objects;
 pub mod patch;
@@ -49,6 +52,7 @@ pub mod pods;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;
+pub mod reports;
 pub mod restarts;
 pub mod review;
 pub mod reviews;
@@ -58,6 +62,7 @@ pub mod stack;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod told;
 pub mod watch;
 
 use std::{
