@@ -55,6 +55,7 @@
 
 mod error;
 mod fallback;
+pub mod guides;
 mod handshake;
 mod memory;
 mod opened;
