@@ -104,11 +104,13 @@ impl CriRuntime {
         let name = target.container.as_deref().unwrap_or_default();
         let mut labels = labels_of_pod(target);
         labels.insert("io.kubernetes.container.name".to_owned(), name.to_owned());
-        let filter = ContainerFilter { state: Some(StateValue { state: RUNNING }), label_selector: labels };
+        let state = Some(StateValue { state: RUNNING });
+        let filter = ContainerFilter { state, label_selector: labels.clone() };
         let request = ListContainersRequest { filter: Some(filter) };
         let ListContainersResponse { containers } =
             self.client.call("/runtime.v1.RuntimeService/ListContainers", request).await?;
-        let running = containers.into_iter().filter(|container| container.state == RUNNING);
+        let meant = |found: &Container| found.state == RUNNING && has(&found.labels, &labels);
+        let running = containers.into_iter().filter(meant);
         // Of two, one is of a pod that is being replaced.
         if let Some(Container { id, .. }) = running.max_by_key(|container| container.created_at) {
             return Ok(id);
@@ -125,12 +127,13 @@ impl CriRuntime {
 
     /// The sandbox of the pod, if it is ready.
     async fn sandbox(&self, target: &Target) -> Result<Option<String>, Refusal> {
-        let filter =
-            PodSandboxFilter { state: Some(StateValue { state: READY }), label_selector: labels_of_pod(target) };
+        let labels = labels_of_pod(target);
+        let state = Some(StateValue { state: READY });
+        let filter = PodSandboxFilter { state, label_selector: labels.clone() };
         let request = ListPodSandboxRequest { filter: Some(filter) };
         let ListPodSandboxResponse { items } =
             self.client.call("/runtime.v1.RuntimeService/ListPodSandbox", request).await?;
-        let ready = items.into_iter().filter(|sandbox| sandbox.state == READY);
+        let ready = items.into_iter().filter(|found| found.state == READY && has(&found.labels, &labels));
         Ok(ready.max_by_key(|sandbox| sandbox.created_at).map(|PodSandbox { id, .. }| id))
     }
 }
@@ -157,6 +160,11 @@ fn labels_of_pod(target: &Target) -> Labels {
     ]);
     labels.extend(target.uid.clone().map(|uid| ("io.kubernetes.pod.uid".to_owned(), uid)));
     labels
+}
+
+/// Whether it is what was asked for. A runtime that overlooks the filter must not lead into another pod than was authorized.
+fn has(found: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(label, value)| found.get(label) == Some(value))
 }
 
 fn no_pod() -> Refusal {
