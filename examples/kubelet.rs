@@ -203,10 +203,11 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let (streams, pods) = match runtime {
         None => (mounted(process_kubelet(containers_on(&store, &flags.node_name), parts, authorize)), None),
         Some((runtime, endpoint)) => {
-            let pods = Pods::run(endpoint, &flags.node_name, &store.list(Kind::Pod).0).await?;
+            let pods = Pods::run(endpoint, &flags.node_name, &store).await?;
             (mounted(cri_kubelet(runtime, parts, authorize)), Some(pods))
         }
     };
+    let keeping = pods.map(|pods| tokio::spawn(pods.keep(store.clone(), stop.clone())));
     let service = router(store, streams, metrics, reviewer)
         .layer(authenticator.into_layer())
         // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
@@ -222,11 +223,12 @@ async fn run(flags: Flags) -> Result<(), Error> {
         }
     }
     let served = server.serve(service, sessions).await;
-    let removed = match pods.filter(|_| !flags.keep_pods) {
-        Some(pods) => pods.remove().await.context("removing the Pods"),
-        None => Ok(()),
+    let removed = async {
+        let Some(keeping) = keeping else { return Ok(()) };
+        let pods = keeping.await.context("looking at the containers")?;
+        if flags.keep_pods { Ok(()) } else { pods.remove().await.context("removing the Pods") }
     };
-    served.and(removed)
+    served.and(removed.await)
 }
 
 /// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.

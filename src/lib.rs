@@ -69,6 +69,7 @@
 //! - `process`: [`runtime::ProcessRuntime`](runtime), which runs commands of this host.
 //! - `rustls`: [`adapters::rustls`](adapters), which dials the next hop over TLS.
 //! - `cri`: [`adapters::cri`](adapters), which asks a container runtime where a stream goes. Brings tonic.
+//! - `kube`: [`adapters::kube`](adapters), which asks a cluster where pods are and who may do what. Brings kube-rs.
 //! - `prometheus`: [`adapters::prometheus`](adapters), which counts streams under Kubernetes' names and renders them.
 //! - `full`: all of them.
 //!

@@ -75,6 +75,8 @@ const NEVER: &[(&str, &str, &str)] = &[
 /// `(path prefix, the only file or folder under src that may name it)`.
 const ONLY_IN: &[(&str, &str)] = &[
     ("fastwebsockets", "websocket/client"),
+    ("k8s_openapi", "adapters/kube"),
+    ("kube", "adapters/kube"),
     ("prost", "adapters/cri"),
     ("tonic", "adapters/cri"),
     ("hyper::upgrade", "upgrade"),
@@ -424,7 +426,7 @@ fn a_path_along_the_arrows_passes() {
 
 /// What is off by default must not come in with something else.
 #[test]
-fn the_default_build_pulls_in_no_tonic() {
+fn the_default_build_pulls_in_neither_tonic_nor_kube() {
     let tree = |features: &str| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
@@ -442,9 +444,16 @@ fn the_default_build_pulls_in_no_tonic() {
         let names = text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
         names.collect::<BTreeSet<String>>()
     };
-    let (default, cri) = (tree(""), tree("cri"));
+    let (default, cri, kube) = (tree(""), tree("cri"), tree("kube"));
     for name in ["h2", "prost", "tonic"] {
         assert!(!default.contains(name) && cri.contains(name), "{name}: {default:?}");
+    }
+    for name in ["k8s-openapi", "kube", "kube-client", "kube-runtime", "sha2"] {
+        assert!(!default.contains(name) && kube.contains(name), "{name}: {default:?}");
+    }
+    // TLS and its cryptography are the application's to choose.
+    for name in ["aws-lc-rs", "openssl", "ring", "rustls"] {
+        assert!(!kube.contains(name), "{name}: {kube:?}");
     }
 }
 
@@ -466,6 +475,8 @@ fn the_special_rules_are_held() {
         ("layers/translate.rs", "fn f(_: OnUpgrade) {}", "only src/upgrade may say `OnUpgrade`"),
         ("websocket/codec.rs", "use fastwebsockets::Frame;", "only src/websocket/client may say"),
         ("adapters/rustls.rs", "use tonic::Status;", "only src/adapters/cri may name"),
+        ("adapters/cri/mod.rs", "use kube::Client;", "only src/adapters/kube may name"),
+        ("layers/mod.rs", "fn f(_: k8s_openapi::api::core::v1::Pod) {}", "only src/adapters/kube may name"),
         ("websocket/codec.rs", "use tokio::io::AsyncRead;", "no I/O"),
         ("spdy/session/mod.rs", "fn f() { tokio::spawn(async {}); }", "no I/O"),
         ("services/upgrade_proxy.rs", "use crate::spdy::frame::Head;", "only src/remote_command may name"),

@@ -1,20 +1,18 @@
 //! Real kubectl through the example API server and the example kubelet to containers of a real containerd.
-//!
-//! `testing/containerd` starts one that nobody else uses. Where it cannot, because it takes root and four Debian packages, that is a SKIP,
-//! and a failure under `REQUIRE_REAL=1`.
 
 mod support;
 
-use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use support::{
     Outcome, Scratch,
+    containerd::{Containerd, POD, manifest},
     forward::Forward,
     kubectl::{Client, Input, Run, client, forwarder},
     lab::{Lab, Session, Settings, Topology, example},
     noise,
     process::Process,
-    sha256, skip,
+    sha256,
     terminal::Terminal,
     through,
 };
@@ -24,94 +22,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// What containerd says to a terminal with a stderr of its own.
 const MISFIT: &str = "rpc error: code = InvalidArgument desc = tty and stderr cannot both be true";
-
-/// The containers of the lab's Pod, as real ones. Their network has nothing but a loopback interface of its own.
-const POD: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: demo, namespace: default}
-spec:
-  containers:
-    - {name: shell, image: "localhost/busybox:test", command: [/bin/sh], stdin: true, tty: true}
-    - name: sidecar
-      image: localhost/busybox:test
-      command: [/bin/sh, -c]
-      args:
-        - |
-          mkdir /www && echo "from $POD" >/www/index.html && httpd -p 127.0.0.1:8080 -h /www
-          n=0; while sleep 1; do n=$((n+1)); echo "line $n"; done
-      env: [{name: POD, value: the pod}]
-"#;
-
-/// A containerd, stopped with its handle.
-struct Containerd {
-    dir: PathBuf,
-}
-
-impl Containerd {
-    /// `None`: it cannot run here, which is a SKIP.
-    fn start() -> Outcome<Option<Self>> {
-        let check = script().arg("check").output().map_err(|error| error.to_string())?;
-        if !check.status.success() {
-            skip(String::from_utf8_lossy(&check.stdout).trim());
-            return Ok(None);
-        }
-        // Not in `target`: the path of a socket is short.
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let containerd = Self { dir: env::temp_dir().join(format!("ctd-{}-{next}", std::process::id())) };
-        containerd.run("start")?;
-        Ok(Some(containerd))
-    }
-
-    fn run(&self, what: &str) -> Outcome {
-        let done = script().arg(what).arg(&self.dir).output().map_err(|error| error.to_string())?;
-        ensure!(done.status.success(), "testing/containerd {what}: {}", String::from_utf8_lossy(&done.stderr));
-        Ok(())
-    }
-
-    fn endpoint(&self) -> String {
-        format!("--container-runtime-endpoint=unix://{}", self.dir.join("c.sock").display())
-    }
-
-    /// How many sandboxes and containers there are.
-    fn containers(&self) -> Outcome<usize> {
-        let mut ctr = Command::new("ctr");
-        ctr.arg("--address").arg(self.dir.join("c.sock")).args([
-            "--namespace",
-            "k8s.io",
-            "containers",
-            "ls",
-            "--quiet",
-        ]);
-        let listed = ctr.output().map_err(|error| error.to_string())?;
-        ensure!(listed.status.success(), "{listed:?}");
-        Ok(String::from_utf8_lossy(&listed.stdout).lines().count())
-    }
-
-    /// The API server and the kubelet, and the Pod in this runtime.
-    async fn lab(&self, manifests: &Scratch) -> Outcome<Lab> {
-        let flags = [self.endpoint(), manifest(manifests, POD)?];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        Lab::start_with(Topology::TwoProcesses, Settings { kubelet: &flags, ..Settings::default() }).await
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = self.run("stop");
-    }
-}
-
-fn script() -> Command {
-    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testing/containerd"))
-}
-
-fn manifest(scratch: &Scratch, pod: &str) -> Outcome<String> {
-    let file = scratch.path().join("pod.yaml");
-    fs::write(&file, pod).map_err(|error| error.to_string())?;
-    Ok(format!("--pod-manifest-path={}", file.display()))
-}
 
 /// The lines that the next session leaves at the API server and at the kubelet.
 async fn sessions(lab: &Lab, before: (usize, usize)) -> Outcome<(Session, Session)> {

@@ -21,6 +21,7 @@ use support::{
     patch,
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
+    restarts::{BackOff, Policy},
     server::Server,
     tokens::{self, Tokens},
 };
@@ -551,4 +552,34 @@ async fn a_certificate_counts_before_a_token() {
     let shown = Caller::new("by-certificate", ["ops"]);
     request.extensions_mut().insert(ClientCertificate(shown));
     assert_eq!(caller(&through(known("certificate"), request).await.unwrap()).0, "by-certificate");
+}
+
+#[test]
+fn a_container_is_started_again_at_once_and_then_ever_later() {
+    let (mut back_off, begun) = (BackOff::default(), Instant::now());
+    let mut now = begun;
+    back_off.start(now, now).unwrap();
+    for delay in [10, 20, 40, 80, 160, 300, 300].map(Duration::from_secs) {
+        assert_eq!(back_off.start(now, now), Err(delay));
+        assert_eq!(back_off.start(now, now + delay - Duration::from_nanos(1)), Err(delay));
+        back_off.start(now, now + delay).unwrap();
+        now += delay;
+    }
+    // One that ran for long begins anew.
+    let ended = now + Duration::from_secs(600);
+    assert_eq!(back_off.start(ended, ended), Err(Duration::from_secs(300)));
+    let ended = ended + Duration::from_nanos(1);
+    back_off.start(ended, ended).unwrap();
+    assert_eq!(back_off.start(ended, ended), Err(Duration::from_secs(10)));
+}
+
+#[test]
+fn a_restart_policy_looks_at_the_exit_code() {
+    let policy = |name: &str| Policy::of(&json!({ "spec": { "restartPolicy": name } }));
+    let restarts = |name: &str| [0, 1, -1].map(|code| policy(name).unwrap().restarts(code));
+    assert_eq!(restarts("Always"), [true, true, true]);
+    assert_eq!(restarts("OnFailure"), [false, true, true]);
+    assert_eq!(restarts("Never"), [false, false, false]);
+    assert_eq!(Policy::of(&json!({ "spec": {} })).unwrap(), Policy::Always);
+    assert!(policy("always").unwrap_err().to_string().contains("none of Always, OnFailure and Never"));
 }

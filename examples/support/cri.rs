@@ -25,6 +25,10 @@ pub const POD: i32 = 0;
 pub const CONTAINER: i32 = 1;
 pub const NODE: i32 = 2;
 
+/// `ContainerState`.
+pub const RUNNING: i32 = 1;
+pub const EXITED: i32 = 2;
+
 /// The runtime at a Unix socket.
 #[derive(Clone, Debug)]
 pub struct Runtime(Channel);
@@ -138,9 +142,10 @@ pub struct CreateContainerRequest {
     pub sandbox_config: Option<PodSandboxConfig>,
 }
 
-/// A container's id: what `CreateContainer` answers, and `StartContainer` is asked.
+/// A container's id: what `CreateContainer` answers, and `StartContainer`, `RemoveContainer` and `ContainerStatus` are
+/// asked.
 #[derive(Clone, PartialEq, Message)]
-pub struct Created {
+pub struct ContainerId {
     #[prost(string, tag = "1")]
     pub id: String,
 }
@@ -175,6 +180,9 @@ pub struct ContainerConfig {
 pub struct ContainerMetadata {
     #[prost(string, tag = "1")]
     pub name: String,
+    /// How often it was started before.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -203,6 +211,61 @@ pub struct LinuxContainerSecurityContext {
     pub namespace_options: Option<NamespaceOption>,
 }
 
-/// An answer that says nothing.
+#[derive(Clone, PartialEq, Message)]
+pub struct ListContainersRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: Option<ContainerFilter>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerFilter {
+    #[prost(map = "string, string", tag = "4")]
+    pub label_selector: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListContainersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub containers: Vec<Container>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Container {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(int32, tag = "6")]
+    pub state: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<ContainerStatus>,
+}
+
+/// Times are nanoseconds since 1970, and 0 is none.
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatus {
+    #[prost(int64, tag = "5")]
+    pub started_at: i64,
+    #[prost(int64, tag = "6")]
+    pub finished_at: i64,
+    #[prost(int32, tag = "7")]
+    pub exit_code: i32,
+    #[prost(string, tag = "9")]
+    pub image_ref: String,
+    #[prost(string, tag = "10")]
+    pub reason: String,
+    #[prost(string, tag = "11")]
+    pub message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct VersionResponse {
+    #[prost(string, tag = "2")]
+    pub runtime_name: String,
+}
+
+/// An answer or a question that says nothing.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Done {}

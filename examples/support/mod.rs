@@ -12,6 +12,7 @@
 //! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
+//! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
 //! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
 
 // Each example uses its half.
@@ -32,10 +33,13 @@ pub mod node;
 pub mod objects;
 pub mod patch;
 pub mod pki;
+pub mod pod_config;
+pub mod pod_status;
 pub mod pods;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;
+pub mod restarts;
 pub mod review;
 pub mod reviews;
 pub mod server;

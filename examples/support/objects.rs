@@ -348,7 +348,7 @@ fn running(containers: &[Value], now: &str) -> Value {
 }
 
 /// RFC 3339 in whole seconds, as Kubernetes writes it.
-fn timestamp(at: OffsetDateTime) -> String {
+pub fn timestamp(at: OffsetDateTime) -> String {
     let (date, time) = (at.date(), at.time());
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",

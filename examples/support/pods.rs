@@ -1,85 +1,196 @@
 //! The Pods of manifests as sandboxes and containers of a runtime.
 //!
-//! Images have to be there already. Containers are started once, and not again when they end.
+//! Images have to be there already. The containers are looked at every second, as upstream's PLEG does it, and started
+//! again as the Pod's `restartPolicy` says. What is seen is the Pods' `status` in the [`Store`].
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Error,
     cri::{
-        CONTAINER, ContainerConfig, ContainerMetadata, CreateContainerRequest, Created, Done, ImageSpec, KeyValue,
-        LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-        ListPodSandboxRequest, ListPodSandboxResponse, NODE, NamespaceOption, POD, PodSandboxConfig, PodSandboxFilter,
-        PodSandboxMetadata, RunPodSandboxRequest, Runtime, Sandbox,
+        ContainerConfig, ContainerFilter, ContainerId, ContainerStatus, ContainerStatusResponse,
+        CreateContainerRequest, Done, EXITED, ListContainersRequest, ListContainersResponse, ListPodSandboxRequest,
+        ListPodSandboxResponse, PodSandboxConfig, PodSandboxFilter, RUNNING, RunPodSandboxRequest, Runtime, Sandbox,
+        VersionResponse,
     },
-    objects::{items, text},
+    objects::{Key, Kind, Store, items, text, timestamp},
+    pod_config::{OURS, container, sandbox, supported},
+    pod_status::{Ended, Seen, State, shortened, status},
+    restarts::{BackOff, Policy},
 };
 
-/// On every sandbox of ours: the node's name. What has no such label is another's.
-const OURS: &str = "tower-kube-streaming/example-node";
+/// Between two looks at the containers: upstream's `genericPlegRelistPeriod`.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// What would be missing in a container without a word.
-const UNSUPPORTED: [(&str, &str); 4] = [
-    ("/spec", "initContainers"),
-    ("/spec", "ephemeralContainers"),
-    ("/spec", "volumes"),
-    ("/spec/containers", "volumeMounts"),
-];
+/// What a look may still take when the kubelet stops. A container that is being created then is removed with its sandbox.
+const LAST_LOOK: Duration = Duration::from_secs(10);
 
 /// Running Pods.
 #[derive(Debug)]
 pub struct Pods {
     runtime: Runtime,
+    /// What the runtime calls itself.
+    name: String,
+    node: String,
+    pods: Vec<Pod>,
     sandboxes: Vec<String>,
 }
 
-impl Pods {
-    /// Runs these Pods, and removes first what an earlier run for that node has left. If one cannot be run, none is.
-    pub async fn run(endpoint: &str, node: &str, pods: &[Value]) -> Result<Self, Error> {
-        let runtime = Runtime::new(endpoint)?;
-        let label_selector = HashMap::from([(OURS.to_owned(), node.to_owned())]);
-        let request = ListPodSandboxRequest { filter: Some(PodSandboxFilter { label_selector }) };
-        let ListPodSandboxResponse { items } = runtime.call("ListPodSandbox", request).await?;
-        let left = items.into_iter().map(|Sandbox { id }| id).collect();
-        Self { runtime: runtime.clone(), sandboxes: left }.remove().await?;
+#[derive(Debug)]
+struct Pod {
+    key: Key,
+    policy: Policy,
+    started: String,
+    containers: Vec<Container>,
+    reported: Value,
+}
 
-        let mut running = Self { runtime, sandboxes: Vec::new() };
-        for pod in pods {
-            let name = text(pod, "/metadata/name").unwrap_or_default();
-            if let Err(error) = running.start(pod, node).await.context(format_args!("Pod {name:?}")) {
-                if let Err(error) = running.remove().await {
+#[derive(Debug)]
+struct Container {
+    sandbox: String,
+    sandbox_config: PodSandboxConfig,
+    config: ContainerConfig,
+    seen: Seen,
+    /// When its end was seen, or the last try to start it again failed.
+    ended: Instant,
+    back_off: BackOff,
+}
+
+impl Pods {
+    /// Runs the store's Pods, and removes first what an earlier run for that node has left. If one cannot be run, none is.
+    pub async fn run(endpoint: &str, node: &str, store: &Store) -> Result<Self, Error> {
+        let runtime = Runtime::new(endpoint)?;
+        let filter = PodSandboxFilter { label_selector: ours(node) };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let ListPodSandboxResponse { items } = runtime.call("ListPodSandbox", request).await?;
+        let VersionResponse { runtime_name: name } = runtime.call("Version", Done {}).await?;
+        let sandboxes = items.into_iter().map(|Sandbox { id }| id).collect();
+        let mut running = Self { runtime, name, node: node.to_owned(), pods: Vec::new(), sandboxes };
+        running.remove_all().await?;
+
+        for pod in store.list(Kind::Pod).0 {
+            let name = text(&pod, "/metadata/name").unwrap_or_default();
+            if let Err(error) = running.start(&pod).await.context(format_args!("Pod {name:?}")) {
+                if let Err(error) = running.remove_all().await {
                     tracing::warn!(%error, "a Pod was left behind");
                 }
                 return Err(error);
             }
         }
+        running.report(store);
         Ok(running)
     }
 
-    async fn start(&mut self, pod: &Value, node: &str) -> Result<(), Error> {
+    async fn start(&mut self, pod: &Value) -> Result<(), Error> {
         supported(pod)?;
-        let sandbox = sandbox(pod, node);
-        let request = RunPodSandboxRequest { config: Some(sandbox.clone()) };
+        let policy = Policy::of(pod)?;
+        let config = sandbox(pod, &self.node);
+        let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let Sandbox { id } = self.runtime.call("RunPodSandbox", request).await?;
         self.sandboxes.push(id.clone());
-        for container in items(pod, "/spec/containers") {
-            let request = CreateContainerRequest {
-                pod_sandbox_id: id.clone(),
-                config: Some(config(container, &sandbox)?),
-                sandbox_config: Some(sandbox.clone()),
+        let mut containers = Vec::new();
+        for of in items(pod, "/spec/containers") {
+            let word = |pointer| text(of, pointer).unwrap_or_default().to_owned();
+            let mut container = Container {
+                sandbox: id.clone(),
+                sandbox_config: config.clone(),
+                config: container(of, &config)?,
+                seen: Seen {
+                    name: word("/name"),
+                    image: word("/image"),
+                    image_id: String::new(),
+                    id: String::new(),
+                    restarts: 0,
+                    state: State::Running(0),
+                    waiting: None,
+                    last: None,
+                },
+                ended: Instant::now(),
+                back_off: BackOff::default(),
             };
-            let created: Created = self.runtime.call("CreateContainer", request).await?;
-            let Done {} = self.runtime.call("StartContainer", created).await?;
+            container.create(&self.runtime).await?;
+            container.start(&self.runtime).await?;
+            containers.push(container);
         }
+        let key = Key::pod(&field(pod, "/metadata/namespace"), &field(pod, "/metadata/name"));
+        let started = timestamp(OffsetDateTime::now_utc());
+        self.pods.push(Pod { key, policy, started, containers, reported: Value::Null });
         Ok(())
     }
 
-    /// Ends and removes them all, as far as possible; the first failure is told.
-    pub async fn remove(self) -> Result<(), Error> {
+    /// Keeps containers running and the store's statuses true, until it is stopped. A runtime that does not answer is a
+    /// warning, once until it answers or says something else; what was seen last stays.
+    pub async fn keep(mut self, store: Arc<Store>, stop: CancellationToken) -> Self {
+        let mut failure = None;
+        while stop.run_until_cancelled(sleep(LOOK)).await.is_some() {
+            let out_of_time = async {
+                stop.cancelled().await;
+                sleep(LAST_LOOK).await;
+            };
+            let looked = tokio::select! {
+                looked = self.look() => looked.err().map(|error| error.to_string()),
+                () = out_of_time => break,
+            };
+            self.report(&store);
+            if looked != failure {
+                match &looked {
+                    Some(error) => tracing::warn!(error, "looking at the containers failed; trying again"),
+                    None => tracing::info!("the containers are seen again"),
+                }
+                failure = looked;
+            }
+        }
+        self
+    }
+
+    /// Looks at all containers, and starts again what is due. The first failure is told, and does not stop the rest.
+    async fn look(&mut self) -> Result<(), Error> {
+        let filter = ContainerFilter { label_selector: ours(&self.node) };
+        let request = ListContainersRequest { filter: Some(filter) };
+        let ListContainersResponse { containers } = self.runtime.call("ListContainers", request).await?;
+        let states: HashMap<String, i32> = containers.into_iter().map(|found| (found.id, found.state)).collect();
         let mut result = Ok(());
-        for id in self.sandboxes {
+        for pod in &mut self.pods {
+            for container in &mut pod.containers {
+                let state = states.get(&container.seen.id).copied();
+                let looked = container.look(&self.runtime, state).await;
+                container.restart(&self.runtime, pod.policy, &pod.key).await;
+                result = result.and(looked);
+            }
+        }
+        result
+    }
+
+    /// Writes what has changed into the store.
+    fn report(&mut self, store: &Store) {
+        for pod in &mut self.pods {
+            let seen: Vec<Seen> = pod.containers.iter().map(|container| container.seen.clone()).collect();
+            let status = status(pod.policy, &seen, &self.name, &pod.started);
+            if status != pod.reported {
+                if status["phase"] != pod.reported["phase"] {
+                    let Key { namespace, name, .. } = &pod.key;
+                    tracing::info!(pod.namespace = namespace, pod.name = name, phase = %status["phase"], "Pod");
+                }
+                // A Pod is never refused; one that is gone has no status.
+                let _ = store.update(&pod.key, |pod| pod["status"] = status.clone());
+                pod.reported = status;
+            }
+        }
+    }
+
+    /// Ends and removes them all, as far as possible; the first failure is told.
+    pub async fn remove(mut self) -> Result<(), Error> {
+        self.remove_all().await
+    }
+
+    async fn remove_all(&mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        for id in self.sandboxes.drain(..) {
             for method in ["StopPodSandbox", "RemovePodSandbox"] {
                 let done = self.runtime.call(method, Sandbox { id: id.clone() }).await;
                 result = result.and(done.map(|Done {}| ()));
@@ -89,65 +200,95 @@ impl Pods {
     }
 }
 
-fn supported(pod: &Value) -> Result<(), Error> {
-    for (place, field) in UNSUPPORTED {
-        let at = pod.pointer(place);
-        let mut objects = at.into_iter().flat_map(|at| at.as_array().map_or(std::slice::from_ref(at), Vec::as_slice));
-        if objects.any(|object| object.get(field).is_some()) {
-            return Err(format!("{field} are not supported here").into());
+impl Container {
+    async fn create(&mut self, runtime: &Runtime) -> Result<(), Error> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.sandbox.clone(),
+            config: Some(self.config.clone()),
+            sandbox_config: Some(self.sandbox_config.clone()),
+        };
+        let ContainerId { id } = runtime.call("CreateContainer", request).await?;
+        self.seen.id = id;
+        Ok(())
+    }
+
+    async fn start(&mut self, runtime: &Runtime) -> Result<(), Error> {
+        let Done {} = runtime.call("StartContainer", self.id()).await?;
+        let ContainerStatus { started_at, image_ref, .. } = self.status(runtime).await?;
+        self.seen.state = State::Running(started_at);
+        self.seen.image_id = image_ref;
+        Ok(())
+    }
+
+    async fn status(&self, runtime: &Runtime) -> Result<ContainerStatus, Error> {
+        let ContainerStatusResponse { status } = runtime.call("ContainerStatus", self.id()).await?;
+        Ok(status.unwrap_or_default())
+    }
+
+    fn id(&self) -> ContainerId {
+        ContainerId { id: self.seen.id.clone() }
+    }
+
+    /// Learns that a running container has ended. `None`: the runtime has no such container.
+    async fn look(&mut self, runtime: &Runtime, state: Option<i32>) -> Result<(), Error> {
+        if !matches!(self.seen.state, State::Running(_)) || state == Some(RUNNING) {
+            return Ok(());
+        }
+        let ended = match state {
+            Some(EXITED) => Ended::new(&self.seen.id, self.status(runtime).await?),
+            _ => Ended::unknown(&self.seen.id),
+        };
+        tracing::info!(container = self.seen.name, exit.code = ended.code, reason = ended.reason, "container ended");
+        self.ended = Instant::now();
+        self.seen.state = State::Ended(ended);
+        Ok(())
+    }
+
+    /// Starts it again if it has ended, is to run, and is due.
+    async fn restart(&mut self, runtime: &Runtime, policy: Policy, pod: &Key) {
+        let State::Ended(ended) = &self.seen.state else { return };
+        if !policy.restarts(ended.code) {
+            return;
+        }
+        let (name, ended) = (self.seen.name.clone(), ended.clone());
+        if let Err(delay) = self.back_off.start(self.ended, Instant::now()) {
+            // What went wrong with the last try is worth more than that the next one is waited for.
+            self.seen.waiting.get_or_insert_with(|| {
+                let pod = format!("{}_{}", pod.name, pod.namespace);
+                let delay = delay.as_secs();
+                ("CrashLoopBackOff", format!("back-off {delay}s restarting failed container={name} pod={pod}"))
+            });
+            return;
+        }
+        // Its sandbox takes with it what cannot be removed now.
+        let _ = runtime.call::<_, Done>("RemoveContainer", self.id()).await;
+        let metadata = self.config.metadata.get_or_insert_default();
+        metadata.attempt = metadata.attempt.saturating_add(1);
+        let restarts = metadata.attempt;
+        let tried = match self.create(runtime).await {
+            Ok(()) => self.start(runtime).await.map_err(|error| ("RunContainerError", error)),
+            Err(error) => Err(("CreateContainerError", error)),
+        };
+        self.seen.restarts = restarts;
+        match tried {
+            Ok(()) => {
+                tracing::info!(container = name, restarts, "container started again");
+                (self.seen.waiting, self.seen.last) = (None, Some(ended));
+            }
+            Err((reason, error)) => {
+                tracing::warn!(container = name, restarts, %error, "the container cannot be started again");
+                self.seen.waiting = Some((reason, shortened(error.to_string())));
+                self.ended = Instant::now();
+            }
         }
     }
-    Ok(())
 }
 
-fn sandbox(pod: &Value, node: &str) -> PodSandboxConfig {
-    let field = |pointer| text(pod, pointer).unwrap_or_default().to_owned();
-    let (name, namespace, uid) = (field("/metadata/name"), field("/metadata/namespace"), field("/metadata/uid"));
-    let labels = [
-        ("io.kubernetes.pod.name", name.as_str()),
-        ("io.kubernetes.pod.namespace", &namespace),
-        ("io.kubernetes.pod.uid", &uid),
-        (OURS, node),
-    ];
-    let network = if pod["spec"]["hostNetwork"] == true { NODE } else { POD };
-    let namespace_options = Some(NamespaceOption { network, pid: CONTAINER });
-    PodSandboxConfig {
-        hostname: if network == NODE { String::new() } else { name.clone() },
-        labels: labels.map(|(label, value)| (label.to_owned(), value.to_owned())).into(),
-        metadata: Some(PodSandboxMetadata { name, uid, namespace }),
-        linux: Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext { namespace_options }),
-        }),
-    }
+/// What a runtime is asked for, to find what was run for that node.
+fn ours(node: &str) -> HashMap<String, String> {
+    HashMap::from([(OURS.to_owned(), node.to_owned())])
 }
 
-fn config(container: &Value, sandbox: &PodSandboxConfig) -> Result<ContainerConfig, Error> {
-    let field = |pointer| text(container, pointer).unwrap_or_default().to_owned();
-    let words = |pointer| items(container, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    let name = field("/name");
-    let mut labels = sandbox.labels.clone();
-    labels.insert("io.kubernetes.container.name".to_owned(), name.clone());
-    let envs = items(container, "/env").iter().map(|env| match (text(env, "/name"), env.get("valueFrom")) {
-        (Some(key), None) => {
-            Ok(KeyValue { key: key.to_owned(), value: text(env, "/value").unwrap_or_default().to_owned() })
-        }
-        _ => Err(format!("container {name:?}: env takes a name and a value here")),
-    });
-    let security = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let namespace_options = security.and_then(|security| security.namespace_options);
-    Ok(ContainerConfig {
-        image: Some(ImageSpec { image: field("/image") }),
-        command: words("/command"),
-        args: words("/args"),
-        working_dir: field("/workingDir"),
-        envs: envs.collect::<Result<_, _>>()?,
-        labels,
-        stdin: container["stdin"] == true,
-        stdin_once: container["stdinOnce"] == true,
-        tty: container["tty"] == true,
-        linux: Some(LinuxContainerConfig {
-            security_context: Some(LinuxContainerSecurityContext { namespace_options }),
-        }),
-        metadata: Some(ContainerMetadata { name }),
-    })
+fn field(pod: &Value, pointer: &str) -> String {
+    text(pod, pointer).unwrap_or_default().to_owned()
 }

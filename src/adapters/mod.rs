@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "kube")]
+pub mod kube;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 #[cfg(feature = "rustls")]

@@ -1,6 +1,6 @@
 //! Why a request does not become a stream, as an HTTP response.
 
-use std::time::Duration;
+use std::{error, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -47,8 +47,16 @@ impl Refusal {
 
     /// 429 `TooManyRequests`, with `Retry-After` in whole seconds, at least one.
     pub fn too_many_requests(message: impl Into<String>, retry_after: Duration) -> Self {
-        let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).max(1);
-        Self { retry_after: seconds, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message) }
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message).retry_after(retry_after)
+    }
+
+    /// 503 `ServiceUnavailable`: nobody can tell now. With `Retry-After` in whole seconds, at least one.
+    pub fn unavailable(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message).retry_after(retry_after)
+    }
+
+    fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: u32::try_from(after.as_secs()).unwrap_or(u32::MAX).max(1), ..self }
     }
 
     /// 405 `MethodNotAllowed`.
@@ -151,6 +159,15 @@ impl Refusal {
         status.to_json() + "\n"
     }
 }
+/// As an error it is the answer: an [`Authorize`](crate::layers::synthetic_authz::Authorize) that fails with one refuses so.
+impl error::Error for Refusal {}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// In the extensions of a response: it is a refusal because the next hop could not be dialled. A leaf that dials puts it
 /// there ([`UpgradeProxy`](crate::services::UpgradeProxy) does), for [`Metrics`](crate::layers::Metrics), which counts
 /// that apart and takes it out.

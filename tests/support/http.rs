@@ -37,7 +37,7 @@ pub async fn ask(ca: &Path, login: Login<'_>, request: Request<()>) -> Outcome<R
 
 async fn asked(ca: &Path, login: Login<'_>, request: Request<()>) -> Outcome<Response<String>> {
     let uri = request.uri().clone();
-    let connect = TlsConnect::new(Arc::new(config(ca, login)?)).allow_plain_http();
+    let connect = TlsConnect::new(Arc::new(tls_config(ca, login)?)).allow_plain_http();
     let io = TokioIo::new(connect.connect(uri.clone()).await.map_err(|error| error.to_string())?);
     let (mut sender, connection) = http1::handshake(io).await.map_err(|error| error.to_string())?;
     // It ends with the answer.
@@ -60,7 +60,8 @@ async fn asked(ca: &Path, login: Login<'_>, request: Request<()>) -> Outcome<Res
     Ok(Response::from_parts(head, body))
 }
 
-fn config(ca: &Path, login: Login<'_>) -> Outcome<ClientConfig> {
+/// Trusts that CA, and logs in if it is by certificate.
+pub fn tls_config(ca: &Path, login: Login<'_>) -> Outcome<ClientConfig> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_file_iter(ca).map_err(|error| text(&error))? {
@@ -106,7 +107,8 @@ impl Lab {
         self.data.join("ca.crt")
     }
 
-    fn admin_token(&self) -> Outcome<String> {
+    /// The administrator's bearer token.
+    pub fn admin_token(&self) -> Outcome<String> {
         let tokens = std::fs::read_to_string(self.data.join("tokens.csv")).map_err(|error| error.to_string())?;
         let admin = tokens.lines().filter_map(|line| line.split_once(',')).find(|(_, of)| of.starts_with("admin,"));
         Ok(admin.ok_or("there is no admin")?.0.to_owned())

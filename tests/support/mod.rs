@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `process` | a child process whose output can be waited for, and that dies with its handle |
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
+//! | `containerd` | a container runtime of the test's own, and Pods for it |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
 //! | `http` | one plain request to a server of a lab; its metrics |
 //! | `forms` | every kind of request that may open a stream |
@@ -16,6 +17,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod containerd;
 pub mod forms;
 pub mod forward;
 pub mod http;

@@ -15,7 +15,8 @@ use crate::{
 /// The layer sets no limit on the time an answer takes: an authorizer that asks over the network needs one.
 pub trait Authorize {
     /// Resolves to the decision. An error means there is none, and closes the door; its text reaches the caller at an
-    /// API server, as upstream's does.
+    /// API server, as upstream's does. An error that is a [`Refusal`](crate::upgrade::Refusal) is the answer: 503 with
+    /// `Retry-After`, say, where upstream knows only 500.
     type Future: Future<Output = Result<Decision, BoxError>>;
 
     /// Starts to decide.
@@ -56,7 +57,7 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    pub(super) fn new(caller: Arc<Caller>, verb: Verb, target: Arc<Target>, node: &str) -> Self {
+    pub(crate) fn new(caller: Arc<Caller>, verb: Verb, target: Arc<Target>, node: &str) -> Self {
         let (resource, subresource, namespace, name) = match target.dialect {
             Dialect::ApiServer => ("pods", target.subresource.as_str(), target.namespace.clone(), target.pod.clone()),
             // Upstream's kubelet, `auth.go`: exec, attach and portForward are always `proxy` of its own node.

@@ -175,13 +175,14 @@ impl Check {
             pod.name = ?target.pod, verb = %self.natural, decision = %natural, decision.create = %create,
             %error, "stream refused: the authorizer failed",
         );
-        let refusal = match target.dialect {
-            Dialect::Kubelet | Dialect::Runtime => {
+        let refusal = match (error.downcast_ref::<Refusal>(), target.dialect) {
+            (Some(refusal), _) => refusal.clone(),
+            (None, Dialect::Kubelet | Dialect::Runtime) => {
                 let (user, verb) = (&self.caller.name, self.asking);
                 let asked = format!("user={user}, verb={verb}, resource=nodes, subresource=proxy");
                 Refusal::internal(format!("Authorization error ({asked})"))
             }
-            Dialect::ApiServer => Refusal::internal(error.to_string()),
+            (None, Dialect::ApiServer) => Refusal::internal(error.to_string()),
         };
         Refused { refusal, dialect: target.dialect, nosniff: false }
     }

@@ -5,6 +5,7 @@ use std::{
     future::{Ready, ready},
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use crate::{
     error::BoxError,
     gates::{FeatureGates, Gate},
     layers::{FeatureRoutingLayer, Hop, UpgradeDetectLayer},
-    upgrade::{Caller, Dialect, Permit, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept},
+    upgrade::{Caller, Dialect, Permit, Refusal, Sessions, StreamOptions, StreamRequest, Subresource, Target, accept},
 };
 
 type Body = Full<Bytes>;
@@ -261,6 +262,27 @@ async fn a_kubelets_refusals_read_as_recorded() {
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
         let of = if code == 403 { "subresource(s)=[proxy]" } else { "subresource=proxy" };
         assert_eq!(text(response).await, format!("{begins}resource=nodes, {of})\n"));
+    }
+}
+
+/// So an authorizer that cannot decide now says that the caller is to come again.
+#[tokio::test]
+async fn an_authorizer_that_fails_with_a_refusal_refuses_so() {
+    let later = |verb: Verb| match verb {
+        Verb::Get => Ok(Decision::allow()),
+        _ => Err(Refusal::unavailable("ask later", Duration::from_secs(2)).into()),
+    };
+    let body = r#""message":"ask later","reason":"ServiceUnavailable","details":{"retryAfterSeconds":2},"code":503}"#;
+    for (uri, body) in [(API_SERVER, format!("{HEAD}{body}\n")), (KUBELET, "ask later\n".to_owned())] {
+        for method in [Method::GET, Method::POST] {
+            let log = Log::default();
+            let layer = SyntheticAuthzLayer::new(rules(&log, later));
+            let (response, asked) = send(&log, layer, request(method, uri)).await;
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+            assert_eq!(text(response).await, body);
+            assert!(!asked.iter().any(|asked| asked == "leaf"), "{asked:?}");
+        }
     }
 }
 

@@ -1,0 +1,187 @@
+//! From a kubeconfig, or a pod's service account, to requests.
+
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use kube::{
+    Config,
+    client::ConfigExt as _,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use serde_json::Value;
+use tokio::time::{Instant, timeout};
+use tower::{Layer, ServiceExt as _, service_fn};
+use tower_kube_streaming::{adapters::rustls::TlsConnect, services::Connect as _};
+
+use super::{
+    failure::{Failure, chain},
+    log::klog,
+};
+
+/// Time for a whole request, dialling and answer included.
+const REQUEST: Duration = Duration::from_secs(30);
+/// Bytes of an answer. etcd holds no object of more than 1.5 MiB; a list of a workload's pods may be longer.
+const ANSWER: usize = 32 << 20;
+/// The kubectl whose flags and words these are. Servers go by it: an older one must be given time after a `101`.
+const USER_AGENT: &str = concat!("kubectl/v1.37.0 tower-kube-streaming/", env!("CARGO_PKG_VERSION"));
+
+#[derive(Args, Debug)]
+pub(crate) struct ClusterFlags {
+    /// Path to the kubeconfig file [default: $KUBECONFIG, ~/.kube/config, or the pod's service account].
+    #[arg(long, value_name = "FILE", global = true)]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig.
+    #[arg(long, value_name = "NAME", global = true)]
+    context: Option<String>,
+    /// The cluster of the kubeconfig.
+    #[arg(long, value_name = "NAME", global = true)]
+    cluster: Option<String>,
+    /// The user of the kubeconfig.
+    #[arg(long, value_name = "NAME", global = true)]
+    user: Option<String>,
+    /// The namespace.
+    #[arg(short, long, value_name = "NAME", global = true)]
+    namespace: Option<String>,
+    /// Bearer token, in place of the kubeconfig's credentials.
+    #[arg(long, value_name = "TOKEN", global = true)]
+    token: Option<String>,
+}
+
+/// Where an API server is, and who asks there.
+pub(crate) struct Cluster {
+    /// Scheme, host, port and path, without a slash at the end.
+    base: String,
+    /// Host and port, for messages.
+    pub(crate) server: String,
+    pub(crate) namespace: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) connect: TlsConnect,
+}
+
+impl Cluster {
+    pub(crate) async fn load(flags: &ClusterFlags) -> Result<Self, Failure> {
+        let mut config = configuration(flags).await?;
+        if let Some(token) = &flags.token {
+            config.auth_info = kube::config::AuthInfo { token: Some(token.clone().into()), ..Default::default() };
+        }
+        // As Go, which never asks a proxy for this machine.
+        let here = matches!(config.cluster_url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if config.proxy_url.is_some() && !here {
+            return Err(Failure::error("a proxy is configured; this kubectl dials API servers directly"));
+        }
+        if config.tls_server_name.is_some() {
+            return Err(Failure::error("tls-server-name is set; this kubectl takes the name from the server's URL"));
+        }
+        let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+        let plain = config.cluster_url.scheme_str() == Some("http");
+        // Without a CA these are the system's roots, which take time to load: plain HTTP needs none.
+        if plain {
+            config.root_cert.get_or_insert_default();
+        }
+        let tls = config.rustls_client_config().map_err(|error| Failure::error(chain(&error)))?;
+        let connect = TlsConnect::new(Arc::new(tls));
+        Ok(Self {
+            base: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
+            server: authority,
+            namespace: flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone()),
+            // As kubectl: no credentials where everybody can read them.
+            headers: if plain { common_headers() } else { headers(&config).await? },
+            connect: if plain { connect.allow_plain_http() } else { connect },
+        })
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// Gets an object or a list. A refusal is told as kubectl does.
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        let (code, value) = self.ask(path).await?;
+        if code.is_success() { Ok(value) } else { Err(Failure::refused(code.as_u16(), &value)) }
+    }
+
+    /// Whatever is answered; `Null` if it is no JSON.
+    pub(crate) async fn ask(&self, path: &str) -> Result<(StatusCode, Value), Failure> {
+        let url = self.url(path);
+        klog!(6, "GET {}", url.split('?').next().unwrap_or_default());
+        let began = Instant::now();
+        let (code, body) = match timeout(REQUEST, self.exchange(&url)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(Failure::error(format!("no answer from {} in {REQUEST:?}", self.server))),
+        };
+        klog!(6, "Response Status: {code} in {} milliseconds", began.elapsed().as_millis());
+        Ok((code, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
+    async fn exchange(&self, url: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| Failure::error(error.to_string()))?;
+        let io = self.connect.connect(uri.clone()).await.map_err(|error| Failure::unreachable(&self.server, &error))?;
+        let failed = |error: hyper::Error| Failure::error(chain(&error));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
+        let driven = tokio::spawn(connection);
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.headers_mut() = self.headers.clone();
+        let host = HeaderValue::from_str(&self.server).map_err(|error| Failure::error(error.to_string()))?;
+        request.headers_mut().insert(header::HOST, host);
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = path.parse().expect("path and query of a URI");
+        let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
+        let body = Limited::new(body, ANSWER).collect().await.map_err(|error| Failure::error(chain(&*error)))?;
+        driven.abort();
+        Ok((head.status, body.to_bytes()))
+    }
+}
+
+/// kube-rs's loader: merged files of `KUBECONFIG`, or the one that is named, or the service account of this pod.
+async fn configuration(flags: &ClusterFlags) -> Result<Config, Failure> {
+    let options =
+        KubeConfigOptions { context: flags.context.clone(), cluster: flags.cluster.clone(), user: flags.user.clone() };
+    let loaded = match &flags.kubeconfig {
+        Some(path) => match Kubeconfig::read_from(path) {
+            Ok(file) => Config::from_custom_kubeconfig(file, &options).await,
+            Err(error) => Err(error),
+        },
+        None => Config::from_kubeconfig(&options).await,
+    };
+    loaded.or_else(|error| {
+        let nothing_said = flags.kubeconfig.is_none() && env::var_os("KUBECONFIG").is_none_or(|list| list.is_empty());
+        match error {
+            KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath if nothing_said => {
+                Config::incluster().map_err(|_| Failure::error("no kubeconfig, and this is no pod"))
+            }
+            KubeconfigError::LoadContext(name) => Err(Failure::verbatim(
+                format!("Error in configuration: context was not found for specified context: {name}"),
+                1,
+            )),
+            error => Err(Failure::error(chain(&error))),
+        }
+    })
+}
+
+fn common_headers() -> HeaderMap {
+    HeaderMap::from_iter([(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))])
+}
+
+/// The headers that kube-rs's layers add to a request: credentials, where a plug-in gives them too, and impersonation.
+async fn headers(config: &Config) -> Result<HeaderMap, Failure> {
+    let told = |error: kube::Error| Failure::error(chain(&error));
+    let end = service_fn(|request: Request<Empty<Bytes>>| async move {
+        let mut answer = Response::new(());
+        *answer.headers_mut() = request.into_parts().0.headers;
+        Ok::<_, tower::BoxError>(answer)
+    });
+    let extra = config.extra_headers_layer().map_err(told)?.layer(end);
+    let mut request = Request::new(Empty::new());
+    *request.headers_mut() = common_headers();
+    let answer = match config.auth_layer().map_err(told)? {
+        Some(auth) => auth.layer(extra).oneshot(request).await,
+        None => extra.oneshot(request).await,
+    };
+    answer.map(|answer| answer.into_parts().0.headers).map_err(|error| Failure::error(chain(&*error)))
+}
