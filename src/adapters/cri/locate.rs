@@ -28,6 +28,7 @@ const URL: usize = 8 << 10;
 #[derive(Clone)]
 pub struct CriRuntime {
     client: Client,
+    speaks_websocket: bool,
 }
 
 impl CriRuntime {
@@ -39,7 +40,7 @@ impl CriRuntime {
     ///
     /// For anything that is no such path.
     pub fn new(endpoint: &str) -> Result<Self, EndpointError> {
-        Ok(Self { client: Client::new(endpoint)? })
+        Ok(Self { client: Client::new(endpoint)?, speaks_websocket: false })
     }
 
     /// Longest wait for each answer; 2 minutes by default, as in kubelets. A stream takes up to three.
@@ -49,13 +50,24 @@ impl CriRuntime {
         self
     }
 
+    /// Says that this runtime serves `v5.channel.k8s.io` and the port-forward tunnel itself, as one does that
+    /// [offers them](crate::services::StreamingServer::offer_v5) behind
+    /// [`CriStreaming`](crate::services::CriStreaming). WebSocket then goes to it as it came, and nothing is translated. By
+    /// default it does not: CRI has no field that tells, and no packaged runtime serves them.
+    #[must_use]
+    pub fn speaks_websocket(mut self, yes: bool) -> Self {
+        self.speaks_websocket = yes;
+        self
+    }
+
     async fn hop(self, target: Arc<Target>) -> Result<Hop, Refusal> {
         let StreamingResponse { url } = match target.subresource {
             Subresource::Exec => self.exec(&target).await?,
             Subresource::Attach => self.attach(&target).await?,
             Subresource::PortForward => self.port_forward(&target).await?,
         };
-        parse(&url).map(Hop::new).ok_or_else(|| {
+        let hop = |uri| Hop::new(uri).speaks_websocket(self.speaks_websocket);
+        parse(&url).map(hop).ok_or_else(|| {
             // The URL is a credential: it is not told.
             Refusal::internal("the container runtime's URL is none of http or https")
         })
@@ -148,7 +160,10 @@ impl Resolve for CriRuntime {
 
 impl fmt::Debug for CriRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CriRuntime").field("request_timeout", &self.client.timeout).finish_non_exhaustive()
+        f.debug_struct("CriRuntime")
+            .field("request_timeout", &self.client.timeout)
+            .field("speaks_websocket", &self.speaks_websocket)
+            .finish_non_exhaustive()
     }
 }
 

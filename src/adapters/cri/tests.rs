@@ -190,6 +190,17 @@ async fn a_container_is_found_by_the_kubelets_labels_and_the_command_goes_there(
 }
 
 #[tokio::test]
+async fn a_runtime_is_asked_for_websocket_only_where_it_is_said_to_speak_it() {
+    let fake = Fake::start(whole);
+    for speaks in [false, true] {
+        for subresource in [Subresource::Exec, Subresource::Attach, Subresource::PortForward] {
+            let hop = fake.runtime().speaks_websocket(speaks).resolve(target(subresource)).await.unwrap();
+            assert_eq!(hop.speaks_websocket, speaks, "{subresource}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn of_several_containers_the_newest_that_runs_is_meant() {
     let fake = Fake::start(|method| match method {
         "ListContainers" => ok(&ListContainersResponse {
