@@ -34,6 +34,7 @@ impl<Io: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for Io {}
 /// It speaks no TLS to the server: as [`Connect`] it refuses `https`, and as [`Transport`] it goes below
 /// `adapters::rustls::TlsConnect`. A proxy has 60 s to answer, within the time that the caller gives. Errors name the
 /// proxy and what it answered.
+#[derive(Clone)]
 pub struct ProxyConnect<P = TcpConnect> {
     proxies: Proxies,
     to_proxy: P,
