@@ -3,7 +3,7 @@
 //! Images have to be there already. The containers are looked at every second, as upstream's PLEG does it, and started
 //! again as the Pod's `restartPolicy` says. What is seen is the Pods' `status` in the [`Store`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Error,
+    Context, Error, container_logs,
     cri::{
         ContainerConfig, ContainerFilter, ContainerId, ContainerStatus, ContainerStatusResponse,
         CreateContainerRequest, Done, EXITED, ListContainersRequest, ListContainersResponse, ListPodSandboxRequest,
@@ -39,6 +39,9 @@ pub struct Pods {
     node: String,
     pods: Vec<Pod>,
     sandboxes: Vec<String>,
+    /// Where the runtime writes what containers say, if anywhere; and the folders of these Pods there.
+    logs: Option<PathBuf>,
+    log_directories: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -63,14 +66,15 @@ struct Container {
 
 impl Pods {
     /// Runs the store's Pods, and removes first what an earlier run for that node has left. If one cannot be run, none is.
-    pub async fn run(endpoint: &str, node: &str, store: &Store) -> Result<Self, Error> {
+    pub async fn run(endpoint: &str, node: &str, store: &Store, logs: Option<PathBuf>) -> Result<Self, Error> {
         let runtime = Runtime::new(endpoint)?;
         let filter = PodSandboxFilter { label_selector: ours(node) };
         let request = ListPodSandboxRequest { filter: Some(filter) };
         let ListPodSandboxResponse { items } = runtime.call("ListPodSandbox", request).await?;
         let VersionResponse { runtime_name: name } = runtime.call("Version", Done {}).await?;
         let sandboxes = items.into_iter().map(|Sandbox { id }| id).collect();
-        let mut running = Self { runtime, name, node: node.to_owned(), pods: Vec::new(), sandboxes };
+        let (node, pods, log_directories) = (node.to_owned(), Vec::new(), Vec::new());
+        let mut running = Self { runtime, name, node, pods, sandboxes, logs, log_directories };
         running.remove_all().await?;
 
         for pod in store.list(Kind::Pod).0 {
@@ -89,7 +93,13 @@ impl Pods {
     async fn start(&mut self, pod: &Value) -> Result<(), Error> {
         supported(pod)?;
         let policy = Policy::of(pod)?;
-        let config = sandbox(pod, &self.node);
+        let mut config = sandbox(pod, &self.node);
+        if let Some(logs) = &self.logs {
+            let directory = container_logs::directory(logs, pod);
+            container_logs::make(&directory, pod)?;
+            config.log_directory = directory.display().to_string();
+            self.log_directories.push(directory);
+        }
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let Sandbox { id } = self.runtime.call("RunPodSandbox", request).await?;
         self.sandboxes.push(id.clone());
@@ -195,6 +205,9 @@ impl Pods {
                 let done = self.runtime.call(method, Sandbox { id: id.clone() }).await;
                 result = result.and(done.map(|Done {}| ()));
             }
+        }
+        for directory in self.log_directories.drain(..) {
+            result = result.and(fs::remove_dir_all(&directory).context(directory.display()));
         }
         result
     }
