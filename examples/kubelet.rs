@@ -12,10 +12,9 @@
 mod support;
 
 use std::{
-    fs,
     future::ready,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::{PathBuf, absolute},
     process::ExitCode,
     sync::Arc,
 };
@@ -27,13 +26,16 @@ use axum::{
     routing::{any_service, get},
 };
 use clap::{ArgAction, Parser, ValueEnum};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use serde_json::json;
 use support::{
     Context, Error, Stack,
     authn::Authenticator,
     client::ApiClient,
-    exposition, log_to_stderr, mounted,
+    container_logs::ContainerLogs,
+    exposition, log_to_stderr,
+    manifests::manifests,
+    mounted,
     node::Registration,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
@@ -92,6 +94,9 @@ struct Flags {
     /// name removes them.
     #[arg(long)]
     keep_pods: bool,
+    /// Where the container runtime writes what the containers of those Pods say, for `kubectl logs` [default: nowhere].
+    #[arg(long, value_name = "DIR", requires = "pod_manifest_path")]
+    pod_logs_dir: Option<PathBuf>,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself [default: report].
     #[arg(long, value_enum)]
@@ -165,6 +170,9 @@ async fn run(flags: Flags) -> Result<(), Error> {
         RuntimeEndpoint::Process if flags.container_runtime_speaks_websocket => {
             return Err("--container-runtime-speaks-websocket is of a runtime that speaks CRI".into());
         }
+        RuntimeEndpoint::Process if flags.pod_logs_dir.is_some() => {
+            return Err("--pod-logs-dir is for container runtimes: processes of this host have no logs".into());
+        }
         RuntimeEndpoint::Process => None,
         RuntimeEndpoint::Cri(_) if flags.port_forward_errors.is_some() => {
             return Err("--port-forward-errors is for `process`: a runtime that speaks CRI reports by itself".into());
@@ -213,12 +221,14 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let (streams, pods) = match runtime {
         None => (mounted(process_kubelet(containers_on(&store, &flags.node_name), parts, authorize)), None),
         Some((runtime, endpoint)) => {
-            let pods = Pods::run(endpoint, &flags.node_name, &store).await?;
+            let logs = flags.pod_logs_dir.as_ref().map(|dir| absolute(dir).context(dir.display())).transpose()?;
+            let pods = Pods::run(endpoint, &flags.node_name, &store, logs).await?;
             (mounted(cri_kubelet(runtime, parts, authorize)), Some(pods))
         }
     };
     let keeping = pods.map(|pods| tokio::spawn(pods.keep(store.clone(), stop.clone())));
-    let service = router(store, streams, metrics, reviewer)
+    let logs = ContainerLogs { store: store.clone(), root: flags.pod_logs_dir.clone(), stop: stop.clone() };
+    let service = router(store, logs, streams, metrics, reviewer)
         .layer(authenticator.into_layer())
         // A mirror Pod stands for what it mirrors.
         .layer(map_request(move |request: Request| ready(redirect.apply(request))))
@@ -246,19 +256,6 @@ async fn run(flags: Flags) -> Result<(), Error> {
     served.and(removed)
 }
 
-/// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.
-fn manifests(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).context(path.display())?;
-    let yaml =
-        |file: &PathBuf| file.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|of| kind == *of));
-    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(yaml).collect();
-    files.sort();
-    if files.is_empty() { Err(format!("{}: no YAML in it", path.display()).into()) } else { Ok(files) }
-}
-
 /// The API server of this kubelet; none where no flag names one.
 fn api_client(flags: &Flags) -> Result<Option<Arc<ApiClient>>, Error> {
     let in_dir = |dir: &PathBuf| dir.join("kubelet.kubeconfig");
@@ -267,7 +264,13 @@ fn api_client(flags: &Flags) -> Result<Option<Arc<ApiClient>>, Error> {
 }
 
 /// The real kubelet's routes, all of them behind authorization, as there.
-fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, reviewer: Reviewer) -> Router {
+fn router(
+    store: Arc<Store>,
+    logs: ContainerLogs,
+    streams: Stack,
+    metrics: Arc<StreamingMetrics>,
+    reviewer: Reviewer,
+) -> Router {
     let pods = move || {
         let (pods, _) = store.list(Kind::Pod);
         async move { Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods })) }
@@ -279,6 +282,7 @@ fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, rev
         .route("/portForward/{*pod}", any_service(streams));
     Router::new()
         .route("/pods", get(pods))
+        .route("/containerLogs/{*container}", get(move |uri: Uri| logs.clone().answer(uri)))
         .route("/metrics", get(move || async move { exposition(&[metrics]) }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(from_fn(move |request, next| reviewer.clone().guard(request, next)))

@@ -14,6 +14,7 @@
 //! | `reports` | all that a kubelet keeps there |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
+//! | `manifests`, `container_logs` | which files hold them; what their containers have said |
 //! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
 //! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
 //! | `api`, `at`, `discovery`, `list`, `selector`, `watch`, `table`, `logs` | the rest of the Kubernetes API that clients need around a stream |
@@ -27,6 +28,7 @@ pub mod at;
 pub mod authn;
 pub mod authz;
 pub mod client;
+pub mod container_logs;
 pub mod cri;
 pub mod defaults;
 pub mod discovery;
@@ -41,6 +43,7 @@ pub mod lease;
 pub mod list;
 pub mod locate;
 pub mod logs;
+pub mod manifests;
 pub mod mirror;
 pub mod node;
 pub mod objects;

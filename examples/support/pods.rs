@@ -3,7 +3,7 @@
 //! Images have to be there already. The containers are looked at every second, as upstream's PLEG does it, and started
 //! again as the Pod's `restartPolicy` says. What is seen is the Pods' `status` in the [`Store`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Error,
+    Context, Error, container_logs,
     cri::{
         ContainerConfig, ContainerFilter, ContainerId, ContainerStatus, ContainerStatusResponse,
         CreateContainerRequest, Done, EXITED, ListContainersRequest, ListContainersResponse, ListPodSandboxRequest,
@@ -42,6 +42,9 @@ pub struct Pods {
     node: String,
     pods: Vec<Pod>,
     sandboxes: Vec<String>,
+    /// Where the runtime writes what containers say, if anywhere; and the folders of these Pods there.
+    logs: Option<PathBuf>,
+    log_directories: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,7 @@ struct Container {
 
 impl Pods {
     /// Runs the store's Pods, and removes first what an earlier run for that node has left. If one cannot be run, none is.
-    pub async fn run(endpoint: &str, node: &str, store: &Store) -> Result<Self, Error> {
+    pub async fn run(endpoint: &str, node: &str, store: &Store, logs: Option<PathBuf>) -> Result<Self, Error> {
         let runtime = Runtime::new(endpoint)?;
         let filter = PodSandboxFilter { label_selector: ours(node) };
         let request = ListPodSandboxRequest { filter: Some(filter) };
@@ -75,7 +78,8 @@ impl Pods {
         // What is not ours must not be removed, whatever the runtime made of the filter.
         let left = items.into_iter().filter(|found| found.labels.get(OURS).is_some_and(|of| of == node));
         let sandboxes = left.map(|PodSandbox { id, .. }| id).collect();
-        let mut running = Self { runtime, name, node: node.to_owned(), pods: Vec::new(), sandboxes };
+        let (node, pods, log_directories) = (node.to_owned(), Vec::new(), Vec::new());
+        let mut running = Self { runtime, name, node, pods, sandboxes, logs, log_directories };
         running.remove_all().await?;
 
         for pod in store.list(Kind::Pod).0 {
@@ -94,7 +98,13 @@ impl Pods {
     async fn start(&mut self, pod: &Value) -> Result<(), Error> {
         supported(pod)?;
         let policy = Policy::of(pod)?;
-        let config = sandbox(pod, &self.node);
+        let mut config = sandbox(pod, &self.node);
+        if let Some(logs) = &self.logs {
+            let directory = container_logs::directory(logs, pod);
+            container_logs::make(&directory, pod)?;
+            config.log_directory = directory.display().to_string();
+            self.log_directories.push(directory);
+        }
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let Sandbox { id } = self.runtime.call("RunPodSandbox", request).await?;
         self.sandboxes.push(id.clone());
@@ -201,6 +211,9 @@ impl Pods {
                 let done = self.runtime.call(method, Sandbox { id: id.clone() }).await;
                 result = result.and(done.map(|Done {}| ()));
             }
+        }
+        for directory in self.log_directories.drain(..) {
+            result = result.and(fs::remove_dir_all(&directory).context(directory.display()));
         }
         result
     }
