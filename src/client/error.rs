@@ -1,12 +1,12 @@
-//! Why a command did not run to its end.
+//! Why a stream did not come, or a command did not run to its end.
 
 use std::{error, fmt, io};
 
 use super::{Rejection, rejection::shown};
 use crate::{BoxError, Error};
 
-/// Why a command did not run to its end, or is not known to have. What a server said is shown with its control characters
-/// escaped.
+/// Why a stream did not come, or a command did not run to its end or is not known to have. What a server said is shown
+/// with its control characters escaped.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ExecuteError {

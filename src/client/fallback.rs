@@ -44,30 +44,14 @@ impl<P: Execute, S: Execute> FallbackExecutor<P, S> {
 
 impl<P: Execute, S: Execute> Execute for FallbackExecutor<P, S> {
     async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
-        let Self { primary, secondary, policy } = self;
-        let server = request.server();
-        if policy.memory.has(&server) {
-            let error = match secondary.open(request).await {
-                Err(error) if policy.retries(&error) => error,
-                done => return done,
-            };
-            // It may have changed. If it has not, its refusal stands.
-            return match primary.open(request).await {
-                Ok(opened) => {
-                    policy.memory.forget(&server);
-                    Ok(Opened { fell_back: Some(Box::new(error)), ..opened })
-                }
-                Err(_) => Err(error),
-            };
-        }
-        let error = match primary.open(request).await {
-            Err(error) if policy.retries(&error) => error,
-            done => return done,
-        };
-        let code = error.rejection().map(|rejection| rejection.code().as_u16());
-        tracing::debug!(server, code, "RemoteCommand fallback");
-        let opened = secondary.open(request).await?;
-        policy.memory.add(server);
-        Ok(Opened { fell_back: Some(Box::new(error)), ..opened })
+        let server = request.endpoint.server();
+        let asked = self.policy.ask(
+            server,
+            "RemoteCommand fallback",
+            || self.primary.open(request),
+            || self.secondary.open(request),
+        );
+        let (opened, fell_back) = asked.await?;
+        Ok(Opened { fell_back, ..opened })
     }
 }

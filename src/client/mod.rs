@@ -1,4 +1,5 @@
-//! Runs commands in pods: the client's half of `exec` and `attach`, with the fallback from WebSocket to SPDY.
+//! Runs commands in pods: the client's half of `exec` and `attach`, with the fallback from WebSocket to SPDY. Ports are
+//! forwarded by [`port_forward`].
 //!
 //! [`Execute`] is the one surface. [`WebSocketExecutor`] and [`SpdyExecutor`] each speak one of the two carriers;
 //! [`FallbackExecutor`] asks over WebSocket, and over SPDY where the server, or a gateway before it, refuses that. What
@@ -53,13 +54,16 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap(); }
 //! ```
 
+mod endpoint;
 mod error;
 mod fallback;
 pub mod guides;
 mod handshake;
 mod memory;
+mod negotiate;
 mod opened;
 mod policy;
+pub mod port_forward;
 mod rejection;
 mod request;
 mod spdy;

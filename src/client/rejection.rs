@@ -15,7 +15,7 @@ const SHOWN: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Carrier {
-    /// A WebSocket with a channel for each stream.
+    /// A WebSocket: with a channel for each stream of a command, and for port-forward with SPDY inside.
     WebSocket,
     /// A SPDY/3.1 connection with its streams.
     Spdy,

@@ -2,21 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
-};
-
-use super::{
-    Carrier, ExecRequest, Execute, ExecuteError, Opened, Rejection,
-    handshake::{Asker, lost},
-    opened::Session,
-    request::STREAM_PROTOCOL,
-};
-use crate::{
-    remote_command::Version,
-    upgrade::{Connect, list, upgrade_names},
-};
+use super::{ExecRequest, Execute, ExecuteError, Opened, handshake::Asker, opened::Session};
+use crate::{remote_command::Version, upgrade::Connect};
 
 /// Runs commands over SPDY/3.1. It asks with POST, and by default offers v5 to v1 as kubectl does.
 #[derive(Clone, Debug)]
@@ -59,50 +46,10 @@ impl<C: Connect> SpdyExecutor<C> {
 
 impl<C: Connect> Execute for SpdyExecutor<C> {
     async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
-        let mut asked = request.http();
-        *asked.method_mut() = Method::POST;
-        let headers = asked.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-        // Go's servers want one, hyper leaves it out.
-        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        for version in &self.versions {
-            headers.append(STREAM_PROTOCOL, HeaderValue::from_static(version.name()));
-        }
-        let (response, io) = self.asker.ask(&request.uri, asked).await?;
-        let (answer, body) = response.into_parts();
-        let chosen = match answer.status {
-            StatusCode::SWITCHING_PROTOCOLS => chosen(&answer.headers, &self.versions).map_err(Some),
-            _ => Err(None),
-        };
-        let version = chosen.map_err(|wrong| {
-            let (code, headers) = (answer.status, answer.headers);
-            ExecuteError::Rejected(Box::new(Rejection { carrier: Carrier::Spdy, code, headers, body, wrong }))
-        })?;
-        let session = Session::Spdy(io.ok_or_else(lost)?, version);
-        Ok(Opened { session, options: request.options.clone(), fell_back: None })
-    }
-}
-
-/// The version that a `101` chose, or what is wrong with it. None named means v1, as it did before there were versions.
-fn chosen(headers: &HeaderMap, offered: &[Version]) -> Result<Version, String> {
-    if !list(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")) {
-        return Err("`upgrade` not found in the server's `Connection` header".into());
-    }
-    if !upgrade_names(headers, "SPDY/3.1") {
-        return Err("`SPDY/3.1` not found in the server's `Upgrade` header".into());
-    }
-    let mut named = headers.get_all(STREAM_PROTOCOL).iter();
-    let name = match (named.next(), named.next()) {
-        (None, _) => "",
-        (Some(name), None) => name.to_str().unwrap_or("?").trim(),
-        (Some(_), Some(_)) => return Err("the server chose more than one protocol".into()),
-    };
-    match Version::from_name(name).filter(|version| offered.contains(version)) {
-        Some(version) => Ok(version),
-        None => {
-            let offered: Vec<_> = offered.iter().map(|version| version.name()).collect();
-            Err(format!("invalid protocol, expected one of {offered:?}, got {name:?}"))
-        }
+        let offered: Vec<_> = self.versions.iter().map(|version| version.name()).collect();
+        // None named means v1, as it did before there were versions.
+        let (io, protocol) = self.asker.spdy(&request.endpoint, &offered, Version::V1.name()).await?;
+        let version = Version::from_name(protocol).expect("one of the names offered");
+        Ok(Opened { session: Session::Spdy(io, version), options: request.options.clone(), fell_back: None })
     }
 }

@@ -2,19 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Carrier, ExecRequest, Execute, ExecuteError, Opened, Rejection,
-    handshake::{Asker, lost},
-    opened::Session,
-};
-use crate::{
-    remote_command::over_websocket::WsProtocol,
-    upgrade::Connect,
-    websocket::{
-        client::{Connected, prepare},
-        handshake::{ResponseError, check_response},
-    },
-};
+use super::{ExecRequest, Execute, ExecuteError, Opened, handshake::Asker, opened::Session};
+use crate::{remote_command::over_websocket::WsProtocol, upgrade::Connect, websocket::client::Connected};
 
 /// Runs commands over WebSocket. It asks with GET, as RFC 6455 has it.
 ///
@@ -62,28 +51,8 @@ impl<C: Connect> Execute for WebSocketExecutor<C> {
     async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
         let offered: Vec<_> =
             self.protocols.iter().map(|protocol| protocol.name()).filter(|name| !name.is_empty()).collect();
-        let mut asked = request.http();
-        let key = prepare(&mut asked, &offered).expect("names of protocols are header values");
-        let (response, io) = self.asker.ask(&request.uri, asked).await?;
-        let (answer, body) = response.into_parts();
-        let protocol = match check_response(answer.status, &answer.headers, &key, &offered) {
-            Ok(protocol) => protocol,
-            Err(error) => {
-                let got = answer.headers.get(http::header::SEC_WEBSOCKET_PROTOCOL);
-                let got = got.and_then(|got| got.to_str().ok()).unwrap_or_default();
-                let wrong = match error {
-                    ResponseError::Status(_) => None,
-                    ResponseError::Protocol => {
-                        Some(format!("invalid protocol, expected one of {offered:?}, got {got:?}"))
-                    }
-                    error => Some(format!("websocket: bad handshake (101 Switching Protocols): {error}")),
-                };
-                let (code, headers) = (answer.status, answer.headers);
-                let rejection = Rejection { carrier: Carrier::WebSocket, code, headers, body, wrong };
-                return Err(ExecuteError::Rejected(Box::new(rejection)));
-            }
-        };
-        let connected = Connected::new(io.ok_or_else(lost)?, protocol);
+        let (io, protocol) = self.asker.websocket(&request.endpoint, &offered).await?;
+        let connected = Connected::new(io, protocol);
         let protocol = protocol.and_then(WsProtocol::from_name).unwrap_or(WsProtocol::Unnamed);
         let session = Session::WebSocket(Box::new(connected), protocol);
         Ok(Opened { session, options: request.options.clone(), fell_back: None })

@@ -1,7 +1,7 @@
 //! Port-forward over SPDY: the client's side.
 
 use std::{
-    io,
+    io, mem,
     num::NonZeroU16,
     pin::Pin,
     sync::{
@@ -11,7 +11,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::{
     Error, Initiator,
@@ -20,7 +21,10 @@ use crate::{
 };
 
 /// The longest text that is taken from an error stream.
-const MAX_TEXT: u64 = 64 * 1024;
+const MAX_TEXT: usize = 64 * 1024;
+
+/// How much of an error stream is read at a time.
+const TEXT: usize = 1024;
 
 /// Speaks port-forward on a connection whose `101` has come. Nothing happens unless [`spdy::Connection`] is polled; it
 /// ends with the connection.
@@ -28,7 +32,15 @@ pub fn connect<Io>(io: Io) -> (Forward, spdy::Connection<Io>)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    let (handle, connection) = spdy::client(io, Config::new());
+    connect_with(io, Config::new())
+}
+
+/// As [`connect`], with other limits.
+pub fn connect_with<Io>(io: Io, config: Config) -> (Forward, spdy::Connection<Io>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let (handle, connection) = spdy::client(io, config);
     (Forward { handle, next: Arc::default() }, connection)
 }
 
@@ -53,18 +65,37 @@ impl Forward {
     ///
     /// Dropped before its end it resets what it opened.
     pub async fn pair(&self, port: NonZeroU16) -> Result<Pair, Error> {
+        self.open(port).await.map_err(lost)
+    }
+
+    /// As [`pair`](Self::pair). [`Lost`](NoPair::Lost) is told only of the whole connection.
+    pub(crate) async fn open(&self, port: NonZeroU16) -> Result<Pair, NoPair> {
         let request = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         let port = port.to_string();
+        let told = |error: spdy::Error| match error.is_closed() || error.is_lost() || self.is_over() {
+            true => NoPair::Lost(error),
+            false => NoPair::Refused(error),
+        };
         let open = async |role| {
             let headers = [("streamtype", role), ("port", port.as_str()), ("requestid", request.as_str())];
-            self.handle.open(&headers).await.map_err(lost)
+            self.handle.open(&headers).await.map_err(told)
         };
         let mut error = open("error").await?;
         // Nothing goes this way.
-        error.shutdown().await.map_err(lost)?;
+        if let Err(reset) = error.shutdown().await {
+            return Err(match self.is_over() {
+                true => NoPair::Lost(reset.into()),
+                false => NoPair::Refused(reset.into()),
+            });
+        }
         let (error, write) = error.into_split();
         let data = open("data").await?;
-        Ok(Pair { data: Data(data), error: ErrorText { read: error, _write: write } })
+        let error = ErrorText { read: Some(error), text: Vec::new(), _write: write };
+        Ok(Pair { data: Data(data), error })
+    }
+
+    fn is_over(&self) -> bool {
+        self.handle.closed().now_or_never().is_some()
     }
 
     /// How many streams are not over: two for each pair whose ends have not both finished.
@@ -108,6 +139,11 @@ impl Data {
     pub fn reset(&self) {
         self.0.reset(ResetCode::CANCEL);
     }
+
+    /// Ready when it was cut off: reset by either side, or over with the connection to the server.
+    pub(crate) fn poll_aborted(&self, cx: &mut Context<'_>) -> Poll<RecvEnd> {
+        self.0.poll_aborted(cx)
+    }
 }
 
 impl AsyncRead for Data {
@@ -136,10 +172,29 @@ impl AsyncWrite for Data {
     }
 }
 
+/// Why there is no pair.
+#[derive(Debug)]
+pub(crate) enum NoPair {
+    /// The server does not take this one, or is silent about it.
+    Refused(spdy::Error),
+    /// The connection to the server is over, or about to be.
+    Lost(spdy::Error),
+}
+
+impl From<NoPair> for crate::BoxError {
+    fn from(error: NoPair) -> Self {
+        match error {
+            NoPair::Refused(error) | NoPair::Lost(error) => error.into(),
+        }
+    }
+}
+
 /// What the server says of a connection that failed.
 #[derive(Debug)]
 pub struct ErrorText {
-    read: ReadHalf,
+    /// `None`: it has ended, or said more than is taken.
+    read: Option<ReadHalf>,
+    text: Vec<u8>,
     /// Kept: it is finished, not reset.
     _write: WriteHalf,
 }
@@ -151,10 +206,30 @@ impl ErrorText {
     /// # Errors
     ///
     /// If the connection to the server was lost before.
-    pub async fn text(self) -> Result<Option<String>, Error> {
-        let mut text = Vec::new();
-        self.read.take(MAX_TEXT).read_to_end(&mut text).await.map_err(lost)?;
-        Ok((!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned()))
+    pub async fn text(mut self) -> Result<Option<String>, Error> {
+        std::future::poll_fn(|cx| self.poll_end(cx)).await.map_err(lost)?;
+        Ok(self.so_far())
+    }
+
+    /// Ready when the server has said all it will.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(stream) = &mut self.read {
+            let mut bytes = [0; TEXT];
+            let mut buf = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
+            let room = MAX_TEXT - self.text.len();
+            self.text.extend(buf.filled().iter().take(room));
+            if buf.filled().is_empty() || self.text.len() == MAX_TEXT {
+                self.read = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what has been read.
+    pub(crate) fn so_far(&mut self) -> Option<String> {
+        let text = mem::take(&mut self.text);
+        (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
     }
 }
 
