@@ -22,7 +22,7 @@ use support::{
     forward::Forward,
     http::{Login, url},
     kubectl::{Client, Input, Run, client, forwarder},
-    lab::{Lab, Session, Settings, Topology, sessions_in},
+    lab::{Lab, Session, Settings, Topology, example, sessions_in},
     noise,
     pod::Pod,
     process::Process,
@@ -451,4 +451,48 @@ async fn what_makes_no_sense_is_refused_by_the_rpc() -> Outcome {
         ensure!(answer.0 == refused, "{answer:?}, not {refused:?}");
     }
     toy.stop().await
+}
+
+#[tokio::test]
+async fn a_socket_that_is_served_is_not_taken_and_one_that_was_left_over_is() -> Outcome {
+    let mut toy = Toy::start(&[]).await?;
+    let endpoint = toy.endpoint.clone();
+    let start = || Process::start("cri_runtime", example("cri_runtime").arg("--listen").arg(&endpoint));
+    let second = start()?;
+    let stderr = second.stderr.clone();
+    let status = second.ended().await?;
+    ensure!(status.code() == Some(2) && stderr.text().contains("Address already in use"), "{}", stderr.text());
+    toy.process.kill().await?;
+    let third = start()?;
+    third.ready().await?;
+    let status = third.stop().await?;
+    ensure!(status.success(), "{status}");
+    let path = endpoint.trim_start_matches("unix://");
+    ensure!(!fs::exists(path).map_err(|error| error.to_string())?, "{path} was left behind");
+    Ok(())
+}
+
+#[tokio::test]
+async fn flags_that_make_no_sense_end_the_programs() -> Outcome {
+    for (program, flags, why) in [
+        ("cri_runtime", &["--listen=tcp://127.0.0.1:1"][..], "--listen takes unix:///absolute/path"),
+        ("cri_runtime", &["--listen=unix://c.sock"], "--listen takes unix:///absolute/path"),
+        (
+            "cri_runtime",
+            &["--listen=unix:///nosuch/c.sock", "--streaming-listen=0.0.0.0:0"],
+            "--streaming-listen is plain HTTP: only on a loopback address",
+        ),
+        ("cri_runtime", &["--listen=unix:///nosuch/c.sock"], "No such file or directory"),
+        (
+            "kubelet",
+            &["--insecure", "--container-runtime-speaks-websocket"],
+            "--container-runtime-speaks-websocket is of a runtime that speaks CRI",
+        ),
+    ] {
+        let process = Process::start(program, example(program).args(flags))?;
+        let stderr = process.stderr.clone();
+        let status = process.ended().await?;
+        ensure!(status.code() == Some(2) && stderr.text().contains(why), "{flags:?}: {status}: {}", stderr.text());
+    }
+    Ok(())
 }

@@ -67,15 +67,15 @@ impl RuntimeService {
                 };
                 unary(request, list).await
             }
-            "StopPodSandbox" => unary(request, |Id { id }| done(node.stop_sandbox(&id))).await,
-            "RemovePodSandbox" => unary(request, |Id { id }| done(node.remove_sandbox(&id))).await,
+            "StopPodSandbox" => told(request, |id| node.stop_sandbox(id)).await,
+            "RemovePodSandbox" => told(request, |id| node.remove_sandbox(id)).await,
             "CreateContainer" => {
                 let create = |asked: CreateContainerRequest| Ok(Id { id: node.create_container(asked)? });
                 unary(request, create).await
             }
-            "StartContainer" => unary(request, |Id { id }| node.start_container(&id).and_then(done)).await,
-            "StopContainer" => unary(request, |Id { id }| done(node.stop_container(&id))).await,
-            "RemoveContainer" => unary(request, |Id { id }| done(node.remove_container(&id))).await,
+            "StartContainer" => unary(request, |Id { id }| node.start_container(&id).map(|()| Nothing {})).await,
+            "StopContainer" => told(request, |id| node.stop_container(id)).await,
+            "RemoveContainer" => told(request, |id| node.remove_container(id)).await,
             "ListContainers" => {
                 let list = |ListContainersRequest { filter }| {
                     Ok(ListContainersResponse { containers: node.containers(&filter.unwrap_or_default()) })
@@ -140,8 +140,13 @@ where
     Grpc::new(ProstCodec::default()).unary(method, request).await
 }
 
-fn done(_: ()) -> Result<Nothing, Status> {
-    Ok(Nothing {})
+/// A method that is told an id, and cannot fail: what is not there has gone already.
+async fn told(request: http::Request<Body>, act: impl Fn(&str) + Send + Sync) -> http::Response<Body> {
+    let answer = |Id { id }| {
+        act(&id);
+        Ok(Nothing {})
+    };
+    unary(request, answer).await
 }
 
 fn version() -> VersionResponse {
