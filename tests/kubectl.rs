@@ -1,8 +1,9 @@
 //! Real kubectl against the examples, started as real processes.
 //!
-//! Every client of the matrix (`support/kubectl.rs`) runs every case, in one process, through a kubelet that translates
-//! WebSocket itself, and through one that leaves it to the API server (`support/lab.rs`). A failure names client, topology and case. `KUBECTL_VERSIONS`, `KUBECTL_DIR`, `REQUIRE_REAL` and `TEST_COUNTS` are
-//! explained there and in CONTRIBUTING.md.
+//! Every client of the matrix (`support/kubectl.rs`), and the example kubectl over WebSocket and over SPDY, runs every case:
+//! in one process, through a kubelet that translates WebSocket itself, and through one that leaves it to the API server
+//! (`support/lab.rs`). A failure names client, topology and case. `KUBECTL_VERSIONS`, `KUBECTL_DIR`, `REQUIRE_REAL` and
+//! `TEST_COUNTS` are explained there and in CONTRIBUTING.md.
 
 mod support;
 
@@ -16,7 +17,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use support::{
     Outcome, count,
-    kubectl::{Input, Run, clients, tree},
+    kubectl::{Input, Run, clients, ours, tree},
     lab::{Lab, NO_WEBSOCKETS, Settings, Topology, sessions_in},
     noise, sha256,
     terminal::Terminal,
@@ -47,7 +48,7 @@ async fn kubectl_works_through_a_kubelet_that_speaks_websocket() {
 async fn corpus(topology: Topology, passed: bool) {
     let settings = Settings { kubelet: if passed { &[] } else { NO_WEBSOCKETS }, ..Settings::default() };
     let mut failures = Vec::new();
-    for client in clients() {
+    for client in clients().into_iter().chain([true, false].map(ours)) {
         let started = Instant::now();
         // A lab for each client, so that every session in its log is this client's.
         let lab = match Lab::start_with(topology, settings).await {

@@ -44,6 +44,9 @@ pub(crate) struct ClusterFlags {
     /// The user of the kubeconfig.
     #[arg(long, value_name = "NAME", global = true)]
     user: Option<String>,
+    /// Address and port of the API server, in place of the kubeconfig's.
+    #[arg(short, long, value_name = "URL", global = true)]
+    server: Option<Uri>,
     /// The namespace.
     #[arg(short, long, value_name = "NAME", global = true)]
     namespace: Option<String>,
@@ -66,6 +69,9 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn load(flags: &ClusterFlags) -> Result<Self, Failure> {
         let mut config = configuration(flags).await?;
+        if let Some(server) = &flags.server {
+            config.cluster_url = server.clone();
+        }
         if let Some(token) = &flags.token {
             config.auth_info = kube::config::AuthInfo { token: Some(token.clone().into()), ..Default::default() };
         }

@@ -16,7 +16,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Outcome, Scratch, count, hex, lab::Lab, skip};
+use super::{
+    Outcome, Scratch, count, hex,
+    lab::{Lab, example_path},
+    skip,
+};
 
 const EXEC: &str = "KUBECTL_REMOTE_COMMAND_WEBSOCKETS";
 const PORT_FORWARD: &str = "KUBECTL_PORT_FORWARD_WEBSOCKETS";
@@ -120,6 +124,12 @@ impl fmt::Display for Client {
 /// those that `scripts/kubectls` fetches; one that is missing is skipped, or fails under `REQUIRE_REAL=1`.
 pub fn clients() -> Vec<Client> {
     choose(MATRIX)
+}
+
+/// The example kubectl: it asks for WebSocket first, or for SPDY alone.
+pub fn ours(websocket: bool) -> Client {
+    let env: Env = if websocket { &[] } else { &[(EXEC, "false"), (PORT_FORWARD, "false")] };
+    Client { version: "of our own", websocket, env, binary: example_path("kubectl") }
 }
 
 /// The clients to test port-forward with, chosen as [`clients`] are.

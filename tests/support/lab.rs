@@ -187,9 +187,14 @@ pub(super) async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Ou
 
 /// A built example's command. Log lines are read by tests, so they carry no colours.
 pub fn example(name: &str) -> Command {
-    let mut command = Command::new(examples().join(name));
+    let mut command = Command::new(example_path(name));
     command.env("NO_COLOR", "1").env_remove("RUST_LOG");
     command
+}
+
+/// A built example's program.
+pub fn example_path(name: &str) -> PathBuf {
+    examples().join(name)
 }
 
 /// The folder of the examples in this build's profile, built first: `cargo test --test NAME` alone does not build them.

@@ -10,8 +10,9 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags, open},
+    process::Signal,
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Winsize, tcsetwinsize},
+    termios::{Winsize, tcgetattr, tcsetwinsize},
 };
 use tokio::{
     process::{Child, Command},
@@ -50,6 +51,27 @@ impl Terminal {
         Ok(Self { master, child, screen })
     }
 
+    /// How the terminal is set: equal texts mean equal settings.
+    pub fn settings(&self) -> Outcome<String> {
+        let settings = tcgetattr(&self.master).map_err(|error| error.to_string())?;
+        Ok(format!("{settings:?}"))
+    }
+
+    /// Types these keys.
+    pub fn keys(&mut self, keys: &str) -> Outcome {
+        self.master.write_all(keys.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    /// Sends a signal to the program.
+    pub fn signal(&self, signal: Signal) {
+        super::process::signal(&self.child, signal);
+    }
+
+    /// What was shown so far.
+    pub fn screen(&self) -> String {
+        self.screen.borrow().clone()
+    }
+
     /// Types a line.
     pub fn types(&mut self, line: &str) -> Outcome {
         self.master.write_all(format!("{line}\r").as_bytes()).map_err(|error| error.to_string())
@@ -73,6 +95,11 @@ impl Terminal {
 
     /// Waits for the exit code.
     pub async fn exit_code(mut self) -> Outcome<i32> {
+        self.ends().await
+    }
+
+    /// Waits for the exit code; the terminal can be looked at then.
+    pub async fn ends(&mut self) -> Outcome<i32> {
         match timeout(Duration::from_secs(30), self.child.wait()).await {
             Ok(Ok(status)) => status.code().ok_or_else(|| format!("ended by {status}")),
             Ok(Err(error)) => Err(error.to_string()),

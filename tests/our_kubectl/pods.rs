@@ -1,0 +1,111 @@
+//! Which pod a workload or a Service means, by a server that has such.
+
+use std::{
+    convert::Infallible,
+    fs,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::support::{Outcome, Scratch, kubectl::ours};
+use crate::ensure;
+
+type Asked = Arc<Mutex<Vec<String>>>;
+
+/// A server of Deployments, a Service and pods. It refuses streams, and keeps what it was asked.
+async fn serve(listener: TcpListener, asked: Asked) {
+    while let Ok((tcp, _)) = listener.accept().await {
+        let asked = asked.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let uri = request.uri().to_string();
+            asked.lock().expect("not poisoned").push(format!("{} {uri}", request.method()));
+            let (code, body) = answer(&uri);
+            let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+            *response.status_mut() = code;
+            async { Ok::<_, Infallible>(response) }
+        });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service));
+    }
+}
+
+fn pod(name: &str, phase: &str, ready: &str) -> Value {
+    json!({
+        "metadata": { "name": name },
+        "spec": { "containers": [{ "name": "main" }] },
+        "status": { "phase": phase, "conditions": [{ "type": "Ready", "status": ready }] },
+    })
+}
+
+fn answer(uri: &str) -> (StatusCode, Value) {
+    let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let selector = json!({
+        "matchLabels": { "app": "web" },
+        "matchExpressions": [{ "key": "tier", "operator": "In", "values": ["a", "b"] }],
+    });
+    match path {
+        "/apis/apps/v1/namespaces/ns/deployments/web" => (StatusCode::OK, json!({ "spec": { "selector": selector } })),
+        "/api/v1/namespaces/ns/services/web" => (StatusCode::OK, json!({ "spec": { "selector": { "app": "web" } } })),
+        "/api/v1/namespaces/ns/services/external" => (StatusCode::OK, json!({ "spec": { "externalName": "x" } })),
+        "/api/v1/namespaces/ns/pods" if query.contains("app%3Dweb") => {
+            let deleted = json!({ "metadata": { "name": "going", "deletionTimestamp": "now" }, "status": { "phase": "Running" } });
+            let pods = [
+                pod("new", "Pending", "False"),
+                pod("right", "Running", "True"),
+                pod("sick", "Running", "False"),
+                deleted,
+            ];
+            (StatusCode::OK, json!({ "items": pods }))
+        }
+        _ if path.ends_with("/exec") => (StatusCode::IM_A_TEAPOT, json!({ "message": "no streams here" })),
+        _ => {
+            let message = "deployments.apps \"none\" not found";
+            (
+                StatusCode::NOT_FOUND,
+                json!({ "kind": "Status", "reason": "NotFound", "message": message, "details": { "name": "none" } }),
+            )
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_workload_stands_for_its_best_pod() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let asked = Asked::default();
+    let server = tokio::spawn(serve(listener, asked.clone()));
+    let scratch = Scratch::new("pods");
+    let kubeconfig = scratch.path().join("kubeconfig");
+    let config = json!({
+        "clusters": [{ "name": "c", "cluster": { "server": format!("http://{address}") } }],
+        "users": [{ "name": "u", "user": { "token": "not over plain HTTP" } }],
+        "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u", "namespace": "ns" } }],
+        "current-context": "x",
+    });
+    fs::write(&kubeconfig, config.to_string()).map_err(|error| error.to_string())?;
+    let run = async |target: &str| {
+        let mut command = ours(true).command(&kubeconfig, &scratch, &["exec", target, "--", "true"]);
+        let output = command.output().await.map_err(|error| error.to_string())?;
+        let asked = std::mem::take(&mut *asked.lock().expect("not poisoned"));
+        Ok::<_, String>((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned(), asked))
+    };
+    for target in ["deployment/web", "deploy/web", "svc/web"] {
+        let (code, said, asked) = run(target).await?;
+        ensure!(code == Some(1) && said == "error: unable to upgrade connection: no streams here\n", "{said}");
+        // The object, its pods, and the stream over WebSocket and over SPDY: nothing else.
+        ensure!(asked.len() == 4 && asked[3].starts_with("POST /api/v1/namespaces/ns/pods/right/exec?"), "{asked:#?}");
+    }
+    let (code, said, _) = run("deploy/none").await?;
+    let wanted = "Error from server (NotFound): deployments.apps \"none\" not found\n";
+    ensure!(code == Some(1) && said == wanted, "{said}");
+    let (code, said, _) = run("svc/external").await?;
+    ensure!(code == Some(1) && said.contains("no selector"), "{said}");
+    server.abort();
+    Ok(())
+}
