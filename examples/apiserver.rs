@@ -9,27 +9,41 @@
 //! ```
 //!
 //! With `--manifest` the objects are yours, and streams go on to the kubelets of their nodes: see `kubelet.rs`.
+//!
+//! With `--kubeconfig` it is a streaming gateway in front of an existing cluster: it carries the streams, and forwards every
+//! other request.
 
 mod support;
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use serde_json::Value;
 use support::{
     Context, Error, Stack,
     api::{self, Api},
     authn::Authenticator,
+    gateway::{Gateway, Streams},
     kubeconfig,
     locate::Locate,
-    log_to_stderr, mounted, node,
+    log_to_stderr,
+    logs::Logs,
+    mounted, node,
     objects::{Key, Store, containers_on},
     pki::{self, CertAndKey},
     rbac::RbacAuthorizer,
     say,
     server::{Server, stop_signal},
     stack::{Parts, process_kubelet},
-    tls, tokens,
+    tls::{self, FrontProxies},
+    tokens,
 };
 use tower_kube_streaming::{
     FeatureGates, Gate,
@@ -42,7 +56,7 @@ use tower_kube_streaming::{
 
 /// A small Kubernetes API server that really streams.
 #[derive(Debug, Parser)]
-#[command(name = "apiserver")]
+#[command(name = "apiserver", group = ArgGroup::new("kubelets").args(["manifest", "kubeconfig"]))]
 struct Flags {
     /// Address to listen on; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6443")]
@@ -51,14 +65,25 @@ struct Flags {
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     data_dir: PathBuf,
     /// Plain HTTP, and every caller is an administrator. Loopback addresses only.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "kubeconfig")]
     insecure: bool,
     /// YAML with Nodes, Pods, Roles, ClusterRoles and their bindings, instead of the demo's and of its kubelet. May be
     /// repeated.
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
+    /// Stand in front of the cluster of this kubeconfig's current context: Pods, Nodes, who callers are and what they may
+    /// come from there. What it logs in with there may watch pods and nodes, and create token and subject access reviews.
+    #[arg(long, value_name = "FILE", requires_all = ["kubelet_certificate_authority", "kubelet_client_certificate"])]
+    kubeconfig: Option<PathBuf>,
+    /// Certificate that the cluster takes for a front proxy's. Without it callers need a token: who shows a certificate is
+    /// answered 401.
+    #[arg(long, value_name = "FILE", requires_all = ["proxy_client_key_file", "client_ca_file", "kubeconfig"])]
+    proxy_client_cert_file: Option<PathBuf>,
+    /// Key of the front proxy's certificate.
+    #[arg(long, value_name = "FILE", requires = "proxy_client_cert_file")]
+    proxy_client_key_file: Option<PathBuf>,
     /// Bearer tokens, a line each: token,user,uid,"group1,group2".
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
     token_auth_file: Option<PathBuf>,
     /// Serving certificate, and whatever chain it needs.
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
@@ -66,9 +91,17 @@ struct Flags {
     /// Key of the serving certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     tls_private_key_file: Option<PathBuf>,
-    /// Who signs client certificates: common name is the user, organizations are groups.
+    /// Who signs client certificates: common name is the user, organizations are groups. By default the data directory's
+    /// CA; in front of a cluster nobody, and no certificate is asked for.
     #[arg(long, value_name = "FILE")]
     client_ca_file: Option<PathBuf>,
+    /// Who signs the certificates of front proxies: who the caller is then is what the headers X-Remote-User,
+    /// X-Remote-Group, X-Remote-Uid and X-Remote-Extra-… say. From others they are dropped.
+    #[arg(long, value_name = "FILE")]
+    requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names of those certificates, with commas between them; if there is none, any counts.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "requestheader_client_ca_file")]
+    requestheader_allowed_names: Vec<String>,
     /// Who signs the kubelets' certificates.
     #[arg(long, value_name = "FILE")]
     kubelet_certificate_authority: Option<PathBuf>,
@@ -79,18 +112,18 @@ struct Flags {
     #[arg(long, value_name = "FILE", requires = "kubelet_client_certificate")]
     kubelet_client_key: Option<PathBuf>,
     /// Dial kubelets by plain HTTP. Nodes on loopback addresses only; for benchmarks.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "kubeconfig")]
     kubelet_insecure_http: bool,
     /// Feature gates of KEP-4006, as `A=true,B=false`; what is not named is as in Kubernetes 1.36: on.
     #[arg(long, value_name = "GATES", default_value_t)]
     feature_gates: FeatureGates,
     /// A client or kubelet that says nothing for so many seconds is given up. It is pinged before, and a kubelet that is
     /// slow to open streams has half of them.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "manifest")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "kubelets")]
     give_up_after: u64,
     /// Bytes per second of each connection to a kubelet, in each direction. 0: no limit; else at least 1024, or pings
     /// would come too late.
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "manifest", value_parser = bytes_per_sec)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "kubelets", value_parser = bytes_per_sec)]
     max_connection_bytes_per_sec: u64,
     /// Sessions of all users at once; more are refused with 429. 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -151,7 +184,13 @@ const DEMO_NODE: &str = "demo-node";
 async fn main() -> ExitCode {
     let flags = Flags::parse();
     log_to_stderr();
-    match run(flags).await {
+    let run = async {
+        match flags.kubeconfig.clone() {
+            Some(kubeconfig) => in_front_of(&kubeconfig, flags).await,
+            None => run(flags).await,
+        }
+    };
+    match run.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("apiserver: {error}");
@@ -180,7 +219,14 @@ async fn run(flags: Flags) -> Result<(), Error> {
     if !flags.insecure {
         let own = pair(&flags.tls_cert_file, &flags.tls_private_key_file).unwrap_or_else(|| pki::files::apiserver(dir));
         let client_ca = flags.client_ca_file.clone().unwrap_or_else(|| pki::files::ca(dir));
-        server = server.with_tls(tls::server_config(&own, &client_ca)?);
+        server = match &flags.requestheader_client_ca_file {
+            None => server.with_tls(tls::server_config(&own, &client_ca)?),
+            Some(proxies) => {
+                let names = flags.requestheader_allowed_names.clone();
+                let config = tls::server_config_with(&own, &client_ca, proxies)?;
+                server.with_tls(config).with_front_proxies(FrontProxies::new(&client_ca, proxies, names)?)
+            }
+        };
         // kubectl trusts our CA; or else the given certificate itself, as we know nothing of its signer.
         let ca = flags.tls_cert_file.clone().unwrap_or_else(|| pki::files::ca(dir));
         trusted = Some(fs::read_to_string(&ca).context(ca.display())?);
@@ -199,15 +245,15 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let locate = Locate::new(store.clone()).plain_http(flags.kubelet_insecure_http);
     let sessions = Sessions::default();
     let rbac = RbacAuthorizer::new(store.clone());
+    let authenticator = authenticator.impersonation(rbac.clone());
     let metrics = Arc::new(StreamingMetrics::api_server());
-    let next = next(&flags, &store)?;
+    let (next, logs) = next(&flags, &store, &locate)?;
     let mut counted = vec![metrics.clone()];
     if let Next::InProcess(_, kubelet) = &next {
         counted.push(kubelet.clone());
     }
-    let quota = QuotaLayer::new().max_sessions(flags.max_sessions).max_sessions_per_user(flags.max_sessions_per_user);
-    let streams = stack(rbac, locate, next, sessions.clone(), metrics, quota, flags.feature_gates);
-    let service = api::router(Api { store, stop, metrics: counted.into() }, streams, authenticator);
+    let streams = stack(rbac, locate, next, sessions.clone(), metrics, quota(&flags), flags.feature_gates);
+    let service = api::router(Api { store, stop, logs, metrics: counted.into() }, streams, authenticator);
 
     say(format_args!("listening on {url}"));
     if flags.manifest.is_empty() {
@@ -222,21 +268,66 @@ async fn run(flags: Flags) -> Result<(), Error> {
     server.serve(service, sessions).await
 }
 
-fn next(flags: &Flags, store: &Arc<Store>) -> Result<Next, Error> {
+/// Serves as a gateway in front of the cluster that a kubeconfig names.
+async fn in_front_of(kubeconfig: &Path, flags: Flags) -> Result<(), Error> {
+    let dir = &flags.data_dir;
+    support::create_private_dir(dir)?;
+    let given = pair(&flags.tls_cert_file, &flags.tls_private_key_file);
+    if given.is_none() {
+        pki::prepare_server(dir, flags.listen.ip())?;
+    }
+    let own = given.unwrap_or_else(|| pki::files::apiserver(dir));
+    let ca = flags.tls_cert_file.clone().unwrap_or_else(|| pki::files::ca(dir));
+    let trusted = fs::read_to_string(&ca).context(ca.display())?;
+    let streams = Streams {
+        sessions: Sessions::default(),
+        connect: Throttled::new(kubelets(&flags)?, flags.max_connection_bytes_per_sec),
+        limits: limits(Duration::from_secs(flags.give_up_after)),
+        quota: quota(&flags),
+        gates: flags.feature_gates,
+    };
+    let stop = stop_signal()?;
+    let server = Server::bind(flags.listen, stop.clone()).await?;
+    let server = server.with_tls(match &flags.client_ca_file {
+        Some(ca) => tls::server_config(&own, ca)?,
+        None => tls::server_config_without_clients(&own)?,
+    });
+    let front_proxy = pair(&flags.proxy_client_cert_file, &flags.proxy_client_key_file);
+    let gateway = Gateway::new(kubeconfig, front_proxy.as_ref(), stop).await?;
+    let url = server.url()?;
+    kubeconfig::write_for_gateway(&dir.join("kubeconfig"), &url, &trusted)?;
+    say(format_args!("listening on {url}"));
+    gateway.say_when_ready();
+    let sessions = streams.sessions.clone();
+    server.serve(gateway.router(streams), sessions).await
+}
+
+fn quota(flags: &Flags) -> QuotaLayer {
+    QuotaLayer::new().max_sessions(flags.max_sessions).max_sessions_per_user(flags.max_sessions_per_user)
+}
+
+/// Where streams go, and where logs are.
+fn next(flags: &Flags, store: &Arc<Store>, locate: &Locate) -> Result<(Next, Logs), Error> {
     if flags.manifest.is_empty() {
         // What a kubelet of its own would register.
         let declare = |node: &mut Value| node["status"]["declaredFeatures"] = node::declared(flags.feature_gates);
         store.update(&Key::node(DEMO_NODE), declare).map_err(|refused| refused.message())?;
-        return Ok(Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())));
+        return Ok((Next::InProcess(store.clone(), Arc::new(StreamingMetrics::kubelet())), Logs::none()));
     }
+    let connect = kubelets(flags)?;
+    let logs = Logs::of_kubelets(locate.clone(), connect.clone());
+    let connect = Throttled::new(connect, flags.max_connection_bytes_per_sec);
+    Ok((Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))), logs))
+}
+
+/// Connections to kubelets.
+fn kubelets(flags: &Flags) -> Result<TlsConnect, Error> {
     let dir = &flags.data_dir;
     let ca = flags.kubelet_certificate_authority.clone().unwrap_or_else(|| pki::files::ca(dir));
     let own = pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key);
     let own = own.unwrap_or_else(|| pki::files::kubelet_client(dir));
     let connect = TlsConnect::new(Arc::new(tls::client_config(&ca, &own)?));
-    let connect = if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect };
-    let connect = Throttled::new(connect, flags.max_connection_bytes_per_sec);
-    Ok(Next::Kubelets(connect, limits(Duration::from_secs(flags.give_up_after))))
+    Ok(if flags.kubelet_insecure_http { connect.allow_plain_http() } else { connect })
 }
 
 /// The defaults, if a silent peer is given up after 60 seconds.

@@ -7,9 +7,10 @@ use std::{fs, path::PathBuf, time::Duration};
 use support::{
     Outcome, Scratch,
     containerd::{Containerd, POD, manifest},
+    count,
     forward::Forward,
-    kubectl::{Client, Input, Run, client, forwarder},
-    lab::{Lab, Session, Settings, Topology, example},
+    kubectl::{Client, Input, Run, client, forwarder, tree},
+    lab::{Lab, Session, Settings, Topology, example, sessions_in},
     noise,
     process::Process,
     sha256,
@@ -20,33 +21,50 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// SPDY; v5 of a client that loses early output if it is told anything at once; and the newest.
+const CLIENTS: [(&str, bool); 3] = [("1.28", false), ("1.33", true), ("1.37", true)];
+
 /// What containerd says to a terminal with a stderr of its own.
 const MISFIT: &str = "rpc error: code = InvalidArgument desc = tty and stderr cannot both be true";
 
-/// The lines that the next session leaves at the API server and at the kubelet.
-async fn sessions(lab: &Lab, before: (usize, usize)) -> Outcome<(Session, Session)> {
-    let kubelet = lab.kubelet.as_ref().expect("two processes");
-    for (process, before) in [(&lab.apiserver, before.0), (kubelet, before.1)] {
-        let ended = |text: &str| text.matches("session ended").count() > before;
-        process.stderr.until(LIMIT, "the session's line", ended).await?;
-    }
-    Ok((lab.sessions().swap_remove(before.0), lab.kubelet_sessions().swap_remove(before.1)))
+/// Containers to be killed, two for each client.
+fn victims() -> String {
+    let names = (0..CLIENTS.len()).flat_map(|number| ["silent", "busy"].map(|victim| format!("{victim}-{number}")));
+    let containers = names.map(|name| {
+        format!("    - {{name: {name}, image: \"localhost/busybox:test\", command: [sleep, \"1000000\"]}}\n")
+    });
+    let containers: String = containers.collect();
+    let head = "\napiVersion: v1\nkind: Pod\nmetadata: {name: victims, namespace: default}";
+    format!("{head}\nspec:\n  nodeName: demo-node\n  restartPolicy: Never\n  containers:\n{containers}")
+}
+
+/// The line that the one session with a container leaves in a log.
+async fn session_with(container: &str, process: &Process) -> Outcome<Session> {
+    let named = format!("container=\"{container}\"");
+    let of = |text: &str| text.lines().filter(|line| line.contains(&named)).flat_map(sessions_in).next();
+    let text = process.stderr.until(LIMIT, "the session's line", |text| of(text).is_some()).await?;
+    of(&text).ok_or_else(|| "it was there".to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_streams_to_containers_of_containerd() -> Outcome {
     let Some(containerd) = Containerd::start()? else { return Ok(()) };
     let manifests = Scratch::new("cri");
-    let lab = containerd.lab(&manifests).await?;
-    for (version, websocket) in [("1.28", false), ("1.37", true)] {
+    let pods = format!("{POD}---{}", victims());
+    let flags = [containerd.endpoint(), manifest(&manifests, &pods)?];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let settings = Settings { kubelet: &flags, objects: &victims(), ..Settings::default() };
+    let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
+    for (number, (version, websocket)) in CLIENTS.into_iter().enumerate() {
         let Some(client) = client(version, websocket) else { continue };
         let run = Run { lab: &lab, client: &client };
         let case = |result: Outcome| result.map_err(|why| format!("{client}: {why}\n{}", lab.logs()));
-        case(protocols(&run).await)?;
+        case(protocols(&run, number).await)?;
         case(exec(&run).await)?;
         case(terminal(&run).await)?;
         case(attach(&run).await)?;
         case(copy(&run).await)?;
+        case(killed(&run, &containerd, number).await)?;
         if let Some(client) = forwarder(version, websocket) {
             case(forward(&Run { lab: &lab, client: &client }).await)?;
         }
@@ -55,14 +73,14 @@ async fn kubectl_streams_to_containers_of_containerd() -> Outcome {
 }
 
 /// v5 reaches the kubelet, which speaks v4 to containerd.
-async fn protocols(run: &Run<'_>) -> Outcome {
-    let before = (run.lab.sessions().len(), run.lab.kubelet_sessions().len());
-    let output = run.kubectl(&["exec", "demo", "-c", "sidecar", "--", "sh", "-c", "echo $POD"]).await?.exits(0)?;
-    ensure!(output.stdout == "the pod\n", "{output:?}");
-    let (apiserver, kubelet) = sessions(run.lab, before).await?;
+async fn protocols(run: &Run<'_>, number: usize) -> Outcome {
+    let container = format!("silent-{number}");
+    run.kubectl(&["exec", "victims", "-c", &container, "--", "true"]).await?.exits(0)?;
     let (v4, v5) = (Some("v4.channel.k8s.io"), Some("v5.channel.k8s.io"));
     let client = if run.client.websocket { v5 } else { v4 };
-    for (session, protocols) in [(apiserver, (client, client)), (kubelet, (client, v4))] {
+    let kubelet = run.lab.kubelet.as_ref().expect("two processes");
+    for (process, protocols) in [(&run.lab.apiserver, (client, client)), (kubelet, (client, v4))] {
+        let session = session_with(&container, process).await?;
         ensure!((session.field("protocol.in"), session.field("protocol.out")) == protocols, "{session:?}");
     }
     Ok(())
@@ -70,6 +88,8 @@ async fn protocols(run: &Run<'_>) -> Outcome {
 
 async fn exec(run: &Run<'_>) -> Outcome {
     let sh = |script| ["exec", "demo", "-c", "sidecar", "--", "sh", "-c", script];
+    let output = run.kubectl(&sh("echo $POD")).await?.exits(0)?;
+    ensure!(output.stdout == "the pod\n", "{output:?}");
     run.kubectl(&sh("exit 7")).await?.exits(7)?;
     let output = run.kubectl(&sh("echo out; echo err >&2; exit 3")).await?.exits(3)?.says("err")?;
     ensure!(output.stdout == "out\n", "{output:?}");
@@ -81,8 +101,13 @@ async fn exec(run: &Run<'_>) -> Outcome {
     let args = ["exec", "-i", "demo", "-c", "sidecar", "--", "sha256sum"];
     let output = run.kubectl_fed(&args, Input(&block, times)).await?.exits(0)?;
     ensure!(output.stdout.starts_with(&sha256(&block, times)), "{output:?}");
-    let output = run.kubectl(&sh("head -c 33554432 /dev/zero")).await?.exits(0)?;
-    ensure!(output.stdout_sha256 == sha256(&[0; 1 << 20], 32), "{} bytes", output.stdout_bytes);
+    // Not zeros: what is lost here and doubled there would be found by nobody.
+    let mebibytes = count(64, 1024);
+    let block: String = (0..1 << 17).map(|line| format!("{}\n", 1_000_000 + line)).collect();
+    let cats = format!("n=0; while [ $n -lt {mebibytes} ]; do cat /tmp/block; n=$((n+1)); done");
+    let script = format!("seq 1000000 1131071 >/tmp/block; {cats}");
+    let output = run.kubectl(&sh(&script)).await?.exits(0)?;
+    ensure!(output.stdout_sha256 == sha256(block.as_bytes(), mebibytes), "{} bytes", output.stdout_bytes);
     Ok(())
 }
 
@@ -129,6 +154,37 @@ async fn copy(run: &Run<'_>) -> Outcome {
     run.kubectl(&["cp", &path(&there), "demo:/tmp/file", "-c", "sidecar"]).await?.exits(0)?;
     run.kubectl(&["cp", "demo:/tmp/file", &path(&back), "-c", "sidecar"]).await?.exits(0)?;
     ensure!(fs::read(&back).is_ok_and(|copied| copied == bytes), "the file came back changed");
+
+    let (there, back) = (run.lab.scratch.dir("tree"), run.lab.scratch.path().join("tree-back"));
+    for (number, file) in ["a", "empty", "sub/b", "sub/sub/name with blanks", "sub/umlaut-ä"].into_iter().enumerate() {
+        let path = there.join(file);
+        fs::create_dir_all(path.parent().expect("in the tree")).map_err(|error| error.to_string())?;
+        let length = if file == "empty" { 0 } else { 70_000 * (number + 1) };
+        fs::write(path, noise(number as u64, length)).map_err(|error| error.to_string())?;
+    }
+    let _ = fs::remove_dir_all(&back);
+    run.kubectl(&["exec", "demo", "-c", "sidecar", "--", "rm", "-rf", "/tmp/tree"]).await?.exits(0)?;
+    run.kubectl(&["cp", &path(&there), "demo:/tmp/tree", "-c", "sidecar"]).await?.exits(0)?;
+    run.kubectl(&["cp", "demo:/tmp/tree", &path(&back), "-c", "sidecar"]).await?.exits(0)?;
+    ensure!(tree(&back)? == tree(&there)?, "the tree came back as {:?}", tree(&back)?);
+    Ok(())
+}
+
+/// The container dies under a running command: kubectl neither hangs nor takes it for success.
+async fn killed(run: &Run<'_>, containerd: &Containerd, number: usize) -> Outcome {
+    for (victim, script) in [("silent", "echo up; exec sleep 600"), ("busy", "while :; do echo up; done")] {
+        let victim = format!("{victim}-{number}");
+        let args = ["exec", "victims", "-c", &victim, "--", "sh", "-c", script];
+        let kubectl = Process::start("kubectl", &mut run.command(&args))?;
+        let (stdout, stderr) = (kubectl.stdout.clone(), kubectl.stderr.clone());
+        stdout.until(LIMIT, "output", |text| text.contains("up")).await?;
+        let named = format!("labels.\"io.kubernetes.container.name\"=={victim}");
+        let id = containerd.ctr(&["containers", "ls", "--quiet", &named])?;
+        containerd.ctr(&["tasks", "kill", "--signal", "KILL", id.trim()])?;
+        let ended = kubectl.ended().await?;
+        ensure!(ended.code() == Some(137), "{victim}: {ended}: {}", stderr.text());
+        ensure!(stderr.text().contains("command terminated with exit code 137"), "{victim}: {}", stderr.text());
+    }
     Ok(())
 }
 

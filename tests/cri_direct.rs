@@ -128,6 +128,27 @@ async fn proxy(runtime: CriRuntime) -> io::Result<(String, JoinSet<()>)> {
     Ok((base, proxying))
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containerd_speaks_with_our_clients_and_through_our_proxy() -> Outcome {
+    // One runtime for all: starting one takes longer than any of these.
+    let Some(pod) = Pod::start().await? else { return Ok(()) };
+    every_version_of_spdy_runs_commands(&pod)
+        .await
+        .map_err(|why| format!("every version of spdy runs commands: {why}"))?;
+    every_subprotocol_of_websocket_before_v5_runs_commands(&pod)
+        .await
+        .map_err(|why| format!("every subprotocol of websocket before v5 runs commands: {why}"))?;
+    a_terminal_has_its_size_and_is_told_another(&pod)
+        .await
+        .map_err(|why| format!("a terminal has its size and is told another: {why}"))?;
+    ports_of_the_pod_are_reached(&pod).await.map_err(|why| format!("ports of the pod are reached: {why}"))?;
+    attach_reads_the_main_process(&pod).await.map_err(|why| format!("attach reads the main process: {why}"))?;
+    v5_is_refused_and_the_url_is_used_up(&pod)
+        .await
+        .map_err(|why| format!("v5 is refused and the url is used up: {why}"))?;
+    pod.stop().await
+}
+
 /// The user's ends, and what the outputs said.
 struct User {
     stdio: Stdio,
@@ -184,9 +205,7 @@ fn check_line(ran: &Ran, carrier: Carrier, version: Version) -> Outcome {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_version_of_spdy_runs_commands() -> Outcome {
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
+async fn every_version_of_spdy_runs_commands(pod: &Pod) -> Outcome {
     let offers: [(&[Version], Version); 5] = [
         (&[Version::V1], Version::V1),
         (&[Version::V2], Version::V2),
@@ -209,12 +228,10 @@ async fn every_version_of_spdy_runs_commands() -> Outcome {
             ensure!(sum.stdout.starts_with(&sha256(&big, 1)), "{way:?} {version}: {sum:?}");
         }
     }
-    pod.stop().await
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_subprotocol_of_websocket_before_v5_runs_commands() -> Outcome {
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
+async fn every_subprotocol_of_websocket_before_v5_runs_commands(pod: &Pod) -> Outcome {
     for way in [Way::Direct, Way::Proxied] {
         for protocol in WsProtocol::ALL.into_iter().filter(|protocol| *protocol != WsProtocol::V5) {
             let executor = WebSocketExecutor::new(TcpConnect).protocols([protocol]);
@@ -229,14 +246,12 @@ async fn every_subprotocol_of_websocket_before_v5_runs_commands() -> Outcome {
         let line = run(executor, &request, WsProtocol::V4.name(), b"it\n".into()).await?;
         check_line(&line, Carrier::WebSocket, Version::V4).map_err(|why| format!("{way:?}: {why}"))?;
     }
-    pod.stop().await
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminal_has_its_size_and_is_told_another() -> Outcome {
+async fn a_terminal_has_its_size_and_is_told_another(pod: &Pod) -> Outcome {
     const SCRIPT: &str = "until [ \"$(stty size 2>/dev/null)\" = '33 101' ]; do sleep 0.05; done; echo first
         until [ \"$(stty size 2>/dev/null)\" = '44 132' ]; do sleep 0.05; done; echo then; exit 5";
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
     for way in [Way::Direct, Way::Proxied] {
         for version in [Version::V3, Version::V4] {
             let request = pod.exec(way, &["sh", "-c", SCRIPT], true).await?;
@@ -250,7 +265,7 @@ async fn a_terminal_has_its_size_and_is_told_another() -> Outcome {
             check_terminal(opened, Version::V4).await.map_err(|why| format!("{way:?} {protocol:?}: {why}"))?;
         }
     }
-    pod.stop().await
+    Ok(())
 }
 
 async fn check_terminal(opened: tower_kube_streaming::client::Opened, version: Version) -> Outcome {
@@ -304,9 +319,7 @@ async fn forward(url: &Uri) -> Outcome<Forward> {
     Ok(forward)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ports_of_the_pod_are_reached() -> Outcome {
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
+async fn ports_of_the_pod_are_reached(pod: &Pod) -> Outcome {
     for way in [Way::Direct, Way::Proxied] {
         let url = pod.url(way, Subresource::PortForward, "", StreamOptions::default()).await?;
         let forward = forward(&url).await?;
@@ -325,12 +338,10 @@ async fn ports_of_the_pod_are_reached() -> Outcome {
         ensure!(said.as_ref().is_some_and(|said| said.contains("port 1 ")), "{way:?}: {said:?}");
         forward.close();
     }
-    pod.stop().await
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn attach_reads_the_main_process() -> Outcome {
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
+async fn attach_reads_the_main_process(pod: &Pod) -> Outcome {
     let options = StreamOptions { stdout: true, stderr: true, ..StreamOptions::default() };
     for way in [Way::Direct, Way::Proxied] {
         for carrier in [Carrier::Spdy, Carrier::WebSocket] {
@@ -354,12 +365,10 @@ async fn attach_reads_the_main_process() -> Outcome {
             ensure!(&said == b"line ", "{way:?} {carrier}: {said:?}");
         }
     }
-    pod.stop().await
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn v5_is_refused_and_the_url_is_used_up() -> Outcome {
-    let Some(pod) = Pod::start().await? else { return Ok(()) };
+async fn v5_is_refused_and_the_url_is_used_up(pod: &Pod) -> Outcome {
     let v5 = || WebSocketExecutor::new(TcpConnect);
     let code = |error: &ExecuteError| error.rejection().map(|rejection| (rejection.code(), rejection.carrier()));
     let request = pod.exec(Way::Direct, &["true"], false).await?;
@@ -380,5 +389,5 @@ async fn v5_is_refused_and_the_url_is_used_up() -> Outcome {
     ensure!(code(&refused) == Some((StatusCode::FORBIDDEN, Carrier::WebSocket)), "{refused}");
     let line = run(FallbackExecutor::new(TcpConnect), &request, Version::V4.name(), b"it\n".into()).await?;
     check_line(&line, Carrier::Spdy, Version::V4)?;
-    pod.stop().await
+    Ok(())
 }

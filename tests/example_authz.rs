@@ -22,6 +22,7 @@ use support::{
     Stack,
     api::{self, Api},
     authn::Authenticator,
+    logs::Logs,
     objects::{Key, Store},
     protobuf,
     rbac::{About, Asked, RbacAuthorizer},
@@ -311,7 +312,7 @@ fn server(yaml: &str, declared: bool) -> Router {
     let tokens = tokens::load(&file(tokens)).unwrap();
     let authenticator = Authenticator::known(Tokens::new(&tokens), Dialect::ApiServer);
     let streams = service_fn(async |_: Request<Body>| Ok(http::Response::new(Body::empty())));
-    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new() };
+    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new(), logs: Logs::none() };
     api::router(api, Stack::new(streams), authenticator)
 }
 
@@ -412,7 +413,7 @@ async fn kubectls_protobuf_is_read_as_the_json_would_be() {
             "namespace": "default", "verb": "create", "group": "", "resource": "pods", "subresource": "exec", "name": "",
         } },
     });
-    assert_eq!(protobuf::review(IN_PROTOBUF).unwrap(), asked);
+    assert_eq!(protobuf::review(IN_PROTOBUF, protobuf::ACCESS).unwrap(), asked);
     let rule = r#"{apiGroups: [""], resources: [pods/exec], verbs: [create]}"#;
     let mut server = server(&cluster("run", rule, JANE), true);
     let kind = protobuf::MEDIA_TYPE;
@@ -425,7 +426,7 @@ async fn protobuf_cut_anywhere_or_nonsense_is_refused() {
     let whole = IN_PROTOBUF.len();
     // The last two fields of the envelope are empty; without them it is whole too.
     for end in (0..whole).filter(|end| ![whole - 2, whole - 4].contains(end)) {
-        assert!(protobuf::review(&IN_PROTOBUF[..end]).is_none(), "cut at {end}");
+        assert!(protobuf::review(&IN_PROTOBUF[..end], protobuf::ACCESS).is_none(), "cut at {end}");
     }
     for nonsense in [
         &b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"[..],
@@ -433,7 +434,7 @@ async fn protobuf_cut_anywhere_or_nonsense_is_refused() {
         b"k8s\0\x0b",
         b"k8s\0",
     ] {
-        assert!(protobuf::review(nonsense).is_none(), "{nonsense:?}");
+        assert!(protobuf::review(nonsense, protobuf::ACCESS).is_none(), "{nonsense:?}");
     }
     let mut server = server("", true);
     assert_eq!(send(&mut server, "jane", "POST", SELF, protobuf::MEDIA_TYPE, b"k8s\0\x0b".to_vec()).await.0, 400);

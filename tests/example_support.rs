@@ -17,6 +17,7 @@ use support::{
     authn::{Authenticator, ClientCertificate, caller_of_certificate},
     kubeconfig,
     locate::Locate,
+    logs::Logs,
     objects::{Key, Store, containers_on},
     patch,
     pki::{self, CertAndKey},
@@ -356,7 +357,7 @@ fn an_empty_manifest_is_an_empty_cluster_and_an_unknown_kind_an_error() {
     assert!(
         error
             .to_string()
-            .ends_with("kind Secret is not supported; Node, Pod, Role, ClusterRole and their bindings are"),
+            .ends_with("kind Secret is not supported; Node, Pod, Lease, Role, ClusterRole and their bindings are"),
         "{error}"
     );
 }
@@ -395,7 +396,7 @@ fn server(test: &str) -> axum::Router {
         .service(service_fn(async |_request: Request<Body>| {
             Ok(Response::builder().status(StatusCode::IM_A_TEAPOT).body(Body::empty()).unwrap())
         }));
-    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new() };
+    let api = Api { store, metrics: Arc::default(), stop: CancellationToken::new(), logs: Logs::none() };
     api::router(api, Stack::new(streams), known(test))
 }
 
@@ -445,8 +446,8 @@ async fn what_is_not_there_or_not_allowed_is_told_only_to_who_may_ask() {
             415,
             r#"pods \"demo\" is forbidden: User \"viewer\" cannot patch resource \"pods\" in API group \"\" in the namespace \"default\""#,
         ),
-        ("PUT", pod, 405, r#"User \"viewer\" cannot update resource \"pods\""#),
-        ("DELETE", pod, 405, r#"User \"viewer\" cannot delete resource \"pods\""#),
+        ("PUT", pod, 400, r#"User \"viewer\" cannot update resource \"pods\""#),
+        ("DELETE", "/api/v1/namespaces/default/pods/gone", 404, r#"User \"viewer\" cannot delete resource \"pods\""#),
         (
             "DELETE",
             "/api/v1/pods",

@@ -11,6 +11,7 @@ use axum::{
     routing::{any_service, get},
 };
 use http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower_kube_streaming::{
@@ -22,9 +23,10 @@ use super::{
     Stack,
     at::At,
     authn::Authenticator,
-    authz, exposition,
+    authz, discovery, exposition, identity,
     list::{ListQuery, list},
-    objects::{Kind, Refused, Store},
+    logs::{self, Logs},
+    objects::{Kind, Refused, Store, items, text},
     patch,
     rbac::RbacAuthorizer,
     reviews, table,
@@ -38,6 +40,8 @@ pub struct Api {
     pub metrics: Arc<[Arc<StreamingMetrics>]>,
     /// Ends watches when the server stops.
     pub stop: CancellationToken,
+    /// Where the logs of containers are.
+    pub logs: Logs,
 }
 
 /// The whole server: `streams` answers the three subresources that are streams, and authorizes them itself. All else is
@@ -48,20 +52,14 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         let path = format!("/api/v1/namespaces/{{namespace}}/pods/{{name}}/{subresource}");
         router.route(&path, any_service(streams.clone()))
     });
-    let one = || get(read).patch(change);
     let rbac = RbacAuthorizer::new(api.store.clone());
-    let objects = Router::new()
-        .route("/api", get(|| async { Json(versions()) }))
-        .route("/apis", get(|| async { Json(groups()) }))
-        .route("/api/v1", get(|| async { Json(resources()) }))
-        .route("/api/v1/nodes", get(collection).post(create))
-        .route("/api/v1/nodes/{name}", one())
-        .route("/api/v1/nodes/{name}/status", one())
-        .route("/api/v1/pods", get(collection))
-        .route("/api/v1/namespaces/{namespace}/pods", get(collection).post(create))
-        .route("/api/v1/namespaces/{namespace}/pods/{name}", one())
-        .route("/api/v1/namespaces/{namespace}/pods/{name}/status", one())
+    let objects = Kind::ALL
+        .into_iter()
+        .fold(Router::new(), objects)
+        .route("/api/v1/namespaces/{namespace}/pods/{name}/log", get(logs::read))
+        .merge(discovery::routes())
         .merge(reviews::routes())
+        .merge(identity::routes(authenticator.clone()))
         .with_state(api)
         .route("/metrics", get(|| async move { exposition(&metrics) }))
         .fallback(|| async { Failure(not_found()) })
@@ -78,6 +76,21 @@ pub fn router(api: Api, streams: Stack, authenticator: Authenticator) -> Router 
         .merge(known)
 }
 
+/// The collections of a kind, its objects, and the status of each.
+fn objects(router: Router<Api>, kind: Kind) -> Router<Api> {
+    let root = if kind.group().is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", kind.api_version()) };
+    let all = format!("{root}/{}", kind.plural());
+    let (router, collection_of) = match kind.is_namespaced() {
+        true => (router.route(&all, get(collection)), format!("{root}/namespaces/{{namespace}}/{}", kind.plural())),
+        false => (router, all),
+    };
+    let one = || get(read).patch(change).put(replace);
+    let router = router
+        .route(&collection_of, get(collection).post(create))
+        .route(&format!("{collection_of}/{{name}}"), one().delete(remove));
+    if kind.has_status() { router.route(&format!("{collection_of}/{{name}}/status"), one()) } else { router }
+}
+
 async fn collection(
     State(api): State<Api>,
     at: At,
@@ -92,18 +105,31 @@ async fn read(State(api): State<Api>, at: At, headers: HeaderMap) -> Result<Json
     Ok(Json(if table::is_wanted(&headers) { table::of(at.kind, &[object], "") } else { object }))
 }
 
-async fn create(State(api): State<Api>, at: At, body: Bytes) -> Result<(StatusCode, Json<Value>), Failure> {
-    let mut object = parse(&body)?;
-    if object["kind"] != at.kind.name() {
-        return Err(Refusal::bad_request(format!("the body must be a {}", at.kind.name())).into());
+/// Query of a change.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ChangeQuery {
+    dry_run: Option<String>,
+}
+
+impl ChangeQuery {
+    fn check(&self) -> Result<(), Refusal> {
+        // Passed over, it would be done.
+        let asked = self.dry_run.as_deref().is_some_and(|asked| !asked.is_empty());
+        if asked { Err(Refusal::bad_request("dryRun is not supported")) } else { Ok(()) }
     }
-    if let Some(namespace) = &at.namespace {
-        let named = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
-        if named != namespace {
-            let message = "the namespace of the provided object does not match the namespace sent on the request";
-            return Err(Refusal::bad_request(message).into());
-        }
-        object["metadata"]["namespace"] = namespace.as_str().into();
+}
+
+async fn create(
+    State(api): State<Api>,
+    at: At,
+    Query(query): Query<ChangeQuery>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), Failure> {
+    query.check()?;
+    let mut object = of_kind(&at, &body)?;
+    if text(&object, "/metadata/resourceVersion").is_some() {
+        return Err(Refusal::bad_request("resourceVersion should not be set on objects to be created").into());
     }
     if at.kind == Kind::Pod {
         // As upstream: a client does not say how a new Pod is. A Node does.
@@ -113,16 +139,62 @@ async fn create(State(api): State<Api>, at: At, body: Bytes) -> Result<(StatusCo
     Ok((StatusCode::CREATED, Json(created)))
 }
 
+/// `PUT` of an object leaves its status alone, and `PUT` of its status everything else.
+async fn replace(
+    State(api): State<Api>,
+    at: At,
+    Query(query): Query<ChangeQuery>,
+    body: Bytes,
+) -> Result<Json<Value>, Failure> {
+    query.check()?;
+    let mut new = of_kind(&at, &body)?;
+    let named = text(&new, "/metadata/name").unwrap_or_default();
+    if at.name.as_deref() != Some(named) {
+        let message = format!(
+            "the name of the object ({named}) does not match the name on the URL ({})",
+            at.name.as_deref().unwrap_or_default()
+        );
+        return Err(Refusal::bad_request(message).into());
+    }
+    if let (Some(uid), Some(object)) = (text(&new, "/metadata/uid"), api.store.get(&at.key()))
+        && Some(uid) != text(&object, "/metadata/uid")
+    {
+        return Err(Refused::Conflict(at.key()).into());
+    }
+    let changed = api.store.update(&at.key(), |object| {
+        if at.subresource.is_some() {
+            object["status"] = new["status"].take();
+            object["metadata"]["resourceVersion"] = new["metadata"]["resourceVersion"].take();
+        } else {
+            if at.kind.has_status() {
+                new["status"] = object["status"].take();
+            }
+            *object = new;
+        }
+    })?;
+    Ok(Json(changed.ok_or_else(|| missing(&at))?))
+}
+
 /// `PATCH` of an object leaves its status alone, and `PATCH` of its status everything else.
-async fn change(State(api): State<Api>, at: At, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, Failure> {
+async fn change(
+    State(api): State<Api>,
+    at: At,
+    Query(query): Query<ChangeQuery>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, Failure> {
+    query.check()?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let strategic = match kind.split(';').next().unwrap_or_default().trim() {
         "application/merge-patch+json" => false,
         "application/strategic-merge-patch+json" => true,
+        "application/apply-patch+yaml" => {
+            return Err(unsupported("server-side apply is not supported here; apply on the client's side").into());
+        }
         _ => {
             let message = "the body of the request was in an unknown format - accepted media types include: \
                            application/merge-patch+json, application/strategic-merge-patch+json";
-            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message).into());
+            return Err(unsupported(message).into());
         }
     };
     let Value::Object(mut patch) = parse(&body)? else {
@@ -130,11 +202,54 @@ async fn change(State(api): State<Api>, at: At, headers: HeaderMap, body: Bytes)
     };
     if at.subresource.is_some() {
         patch.retain(|name, _| name == "status");
-    } else {
+    } else if at.kind.has_status() {
         patch.remove("status");
     }
     let changed = api.store.update(&at.key(), |object| patch::apply(object, patch.into(), strategic))?;
     Ok(Json(changed.ok_or_else(|| missing(&at))?))
+}
+
+/// `DELETE`: it is gone at once, whatever grace is asked for. No kubelet here runs Pods that it does not have from a file.
+async fn remove(
+    State(api): State<Api>,
+    at: At,
+    Query(query): Query<ChangeQuery>,
+    body: Bytes,
+) -> Result<Json<Value>, Failure> {
+    query.check()?;
+    let options = if body.is_empty() { json!({}) } else { parse(&body)? };
+    if !items(&options, "/dryRun").is_empty() {
+        return Err(Refusal::bad_request("dryRun is not supported").into());
+    }
+    let expected = |object: &Value| {
+        ["uid", "resourceVersion"].iter().all(|field| {
+            let expected = text(&options, &format!("/preconditions/{field}"));
+            expected.is_none_or(|expected| text(object, &format!("/metadata/{field}")) == Some(expected))
+        })
+    };
+    let gone = api.store.remove(&at.key(), expected)?.ok_or_else(|| missing(&at))?;
+    if at.kind == Kind::Pod {
+        return Ok(Json(gone));
+    }
+    let details = json!({ "name": at.name, "kind": at.kind.plural(), "uid": gone["metadata"]["uid"] });
+    Ok(Json(json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details })))
+}
+
+/// An object of the kind and namespace that the URL names.
+fn of_kind(at: &At, body: &[u8]) -> Result<Value, Refusal> {
+    let mut object = parse(body)?;
+    if object["kind"] != at.kind.name() {
+        return Err(Refusal::bad_request(format!("the body must be a {}", at.kind.name())));
+    }
+    if let Some(namespace) = &at.namespace {
+        let named = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
+        if named != namespace {
+            let message = "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Refusal::bad_request(message));
+        }
+        object["metadata"]["namespace"] = namespace.as_str().into();
+    }
+    Ok(object)
 }
 
 /// A Kubernetes object in JSON.
@@ -163,6 +278,9 @@ impl From<Refused> for Failure {
             Refused::Invalid(why) => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why.as_str()),
             Refused::Exists(key) => Refusal::new(StatusCode::CONFLICT, "AlreadyExists", refused.message())
                 .about(key.kind.plural(), &key.name),
+            Refused::Conflict(key) => {
+                Refusal::new(StatusCode::CONFLICT, "Conflict", refused.message()).about(key.kind.plural(), &key.name)
+            }
         })
     }
 }
@@ -174,7 +292,13 @@ impl IntoResponse for Failure {
 }
 
 fn missing(at: &At) -> Refusal {
-    Refusal::not_found(at.kind.plural(), at.name.as_deref().unwrap_or_default())
+    let name = at.name.as_deref().unwrap_or_default();
+    let message = format!("{} {name:?} not found", at.kind.qualified());
+    Refusal::new(StatusCode::NOT_FOUND, "NotFound", message).about(at.kind.plural(), name)
+}
+
+fn unsupported(message: &str) -> Refusal {
+    Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
 }
 
 fn not_found() -> Refusal {
@@ -185,41 +309,5 @@ fn version() -> Value {
     json!({
         "major": "1", "minor": "36", "gitVersion": "v1.36.2", "gitCommit": "", "gitTreeState": "", "buildDate": "",
         "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-    })
-}
-
-fn versions() -> Value {
-    json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] })
-}
-
-fn groups() -> Value {
-    json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [reviews::group()] })
-}
-
-fn resources() -> Value {
-    let resource = |name: &str, kind: &str, verbs: &[&str]| {
-        let namespaced = name.starts_with("pods");
-        json!({ "name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": verbs })
-    };
-    let main = |name: &str, kind: &str, short: &str| {
-        let mut resource = resource(name, kind, &["create", "get", "list", "patch", "watch"]);
-        resource["singularName"] = kind.to_lowercase().into();
-        resource["shortNames"] = json!([short]);
-        resource
-    };
-    let stream = ["create", "get"];
-    json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": "v1",
-        "resources": [
-            main("nodes", "Node", "no"),
-            resource("nodes/status", "Node", &["get", "patch"]),
-            main("pods", "Pod", "po"),
-            resource("pods/status", "Pod", &["get", "patch"]),
-            resource("pods/attach", "PodAttachOptions", &stream),
-            resource("pods/exec", "PodExecOptions", &stream),
-            resource("pods/portforward", "PodPortForwardOptions", &stream),
-        ],
     })
 }

@@ -1,4 +1,5 @@
-//! What a URL of the Kubernetes API names: `/api/v1[/namespaces/{namespace}]/KIND[/{name}[/SUBRESOURCE]]`.
+//! What a URL of the Kubernetes API names: `/api/v1/…` or `/apis/GROUP/VERSION/…`, and behind it
+//! `[namespaces/{namespace}/]KIND[/{name}[/SUBRESOURCE]]`.
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
@@ -40,8 +41,12 @@ impl<S: Send + Sync> FromRequestParts<S> for At {
             params.find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned())
         };
         let (namespace, name) = (param("namespace"), param("name"));
-        let mut words = parts.uri.path().split('/').skip(if namespace.is_some() { 5 } else { 3 });
-        let kind = if words.next() == Some("nodes") { Kind::Node } else { Kind::Pod };
+        let mut words = parts.uri.path().split('/').skip(1);
+        let version = if words.next() == Some("apis") { 2 } else { 1 };
+        let mut words = words.skip(version + if namespace.is_some() { 2 } else { 0 });
+        let plural = words.next();
+        let kind = Kind::ALL.into_iter().find(|kind| Some(kind.plural()) == plural);
+        let kind = kind.ok_or_else(|| Refusal::bad_request("the path names no kind"))?;
         let subresource = words.nth(1).map(str::to_owned);
         Ok(Self { kind, namespace, name, subresource })
     }

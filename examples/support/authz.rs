@@ -80,7 +80,7 @@ impl Asked {
     }
 
     /// The answer to a caller who may not (responsewriters/errors.go, `ForbiddenStatusError`).
-    fn forbidden(&self, caller: &Caller, reason: &str) -> Response<Body> {
+    pub fn forbidden(&self, caller: &Caller, reason: &str) -> Response<Body> {
         let why =
             if reason.is_empty() { self.sentence(caller) } else { format!("{}: {reason}", self.sentence(caller)) };
         let (message, details) = match &self.about {

@@ -129,12 +129,10 @@ impl Endpoint {
             value.set_sensitive(true);
             Ok::<_, Error>(value)
         };
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_idle_timeout(IDLE).pool_timer(TokioTimer::new());
         Ok(Self {
             server: config.server.trim_end_matches('/').to_owned(),
             authorization: config.token.as_ref().map(bearer).transpose()?,
-            http: builder.build(Dialer(Arc::new(connect))),
+            http: pool(connect),
         })
     }
 
@@ -247,9 +245,16 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(content)
 }
 
+/// A pool of connections that are dialled so.
+pub fn pool(connect: TlsConnect) -> Client<Dialer, Full<Bytes>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_idle_timeout(IDLE).pool_timer(TokioTimer::new());
+    builder.build(Dialer(Arc::new(connect)))
+}
+
 /// The library's dialer, for hyper's pool.
-#[derive(Clone)]
-struct Dialer(Arc<TlsConnect>);
+#[derive(Clone, Debug)]
+pub struct Dialer(Arc<TlsConnect>);
 
 impl Service<Uri> for Dialer {
     type Response = TokioIo<Conn>;
@@ -267,7 +272,7 @@ impl Service<Uri> for Dialer {
 }
 
 #[pin_project]
-struct Conn(#[pin] TlsIo);
+pub struct Conn(#[pin] TlsIo);
 
 impl Connection for Conn {
     fn connected(&self) -> Connected {

@@ -1,4 +1,4 @@
-//! The file that kubectl reads, with one context for every bearer token; and the one that a kubelet reads.
+//! The file that kubectl reads, with one context for every bearer token; and the ones that a kubelet and a gateway's users read.
 
 use std::path::{Path, absolute};
 
@@ -43,6 +43,18 @@ pub fn write_for_kubelet(path: &Path, server: &str, ca: Option<&str>, own: &Cert
         "users": [{ "name": "kubelet", "user": user }],
         "contexts": [{ "name": "kubelet", "context": { "cluster": "demo", "user": "kubelet" } }],
         "current-context": "kubelet",
+    });
+    write_private(path, &format!("{config:#}\n"))
+}
+
+/// Writes the one for users of a gateway. Who they are it cannot say: they add their own token or certificate.
+pub fn write_for_gateway(path: &Path, server: &str, ca: &str) -> Result<(), Error> {
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "gateway", "cluster": cluster(server, Some(ca)) }],
+        "contexts": [{ "name": "gateway", "context": { "cluster": "gateway", "user": "", "namespace": "default" } }],
+        "current-context": "gateway",
     });
     write_private(path, &format!("{config:#}\n"))
 }

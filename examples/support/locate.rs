@@ -3,6 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tower_kube_streaming::{
     layers::Hop,
@@ -38,38 +39,63 @@ impl Locate {
 
     /// Where this target streams.
     pub fn hop(&self, target: &Target) -> Result<Hop, Refusal> {
-        let pod = self.store.get(&Key::pod(&target.namespace, &target.pod));
-        let pod = pod.ok_or_else(|| Refusal::not_found("pods", &target.pod))?;
+        let pod = self.pod(&target.namespace, &target.pod)?;
         let mut target = target.clone();
         if target.subresource != Subresource::PortForward {
-            target.container = Some(container(&pod, &target)?);
+            target.container = Some(container(&pod, &target.pod, target.container.as_deref())?);
         }
-        let node = text(&pod, "/spec/nodeName")
-            .ok_or_else(|| Refusal::bad_request(format!("pod {} does not have a host assigned", target.pod)))?;
-        let node = self.store.get(&Key::node(node)).ok_or_else(|| Refusal::not_found("nodes", node))?;
-        let authority = authority(&node)?;
-        let scheme = if self.plain_http { "http" } else { "https" };
-        let hop = Hop::kubelet(&format!("{scheme}://{authority}"), &target)?;
+        let (node, base) = self.kubelet(&pod, &target.pod)?;
+        let hop = Hop::kubelet(&base, &target)?;
         if self.plain_http && !is_loopback(&hop.uri) {
             return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
         }
         Ok(hop.declares(features::of(&node)))
     }
+
+    /// Where the log of that container is, without a query; `None` while nobody has taken the pod.
+    pub fn log(&self, namespace: &str, pod: &str, named: Option<&str>) -> Result<Option<String>, Refusal> {
+        let object = self.pod(namespace, pod)?;
+        let container = container(&object, pod, named)?;
+        if text(&object, "/spec/nodeName").is_none() {
+            return Ok(None);
+        }
+        let (_, base) = self.kubelet(&object, pod)?;
+        // The names of objects are plain; a container may be called anything.
+        let container = utf8_percent_encode(&container, NON_ALPHANUMERIC);
+        let uri = format!("{base}/containerLogs/{namespace}/{pod}/{container}");
+        if self.plain_http && !uri.parse().is_ok_and(|uri| is_loopback(&uri)) {
+            return Err(Refusal::internal("plain HTTP is for kubelets of this machine only"));
+        }
+        Ok(Some(uri))
+    }
+
+    fn pod(&self, namespace: &str, pod: &str) -> Result<Value, Refusal> {
+        self.store.get(&Key::pod(namespace, pod)).ok_or_else(|| Refusal::not_found("pods", pod))
+    }
+
+    /// The node of a pod, and the URL of its kubelet.
+    fn kubelet(&self, object: &Value, pod: &str) -> Result<(Value, String), Refusal> {
+        let node = text(object, "/spec/nodeName")
+            .ok_or_else(|| Refusal::bad_request(format!("pod {pod} does not have a host assigned")))?;
+        let node = self.store.get(&Key::node(node)).ok_or_else(|| Refusal::not_found("nodes", node))?;
+        let scheme = if self.plain_http { "http" } else { "https" };
+        let base = format!("{scheme}://{}", authority(&node)?);
+        Ok((node, base))
+    }
 }
 
 /// The container that is meant, and is there.
-fn container(pod: &Value, target: &Target) -> Result<String, Refusal> {
+fn container(object: &Value, pod: &str, named: Option<&str>) -> Result<String, Refusal> {
     // Upstream visits the init containers first and the ephemeral ones last.
     let all = ["/spec/initContainers", "/spec/containers", "/spec/ephemeralContainers"];
-    let all = || all.into_iter().flat_map(|list| items(pod, list)).filter_map(|container| text(container, "/name"));
-    match (&target.container, items(pod, "/spec/containers")) {
-        (Some(named), _) if all().any(|name| name == named) => Ok(named.clone()),
-        (Some(named), _) => Err(Refusal::bad_request(format!("container {named} is not valid for pod {}", target.pod))),
+    let all = || all.into_iter().flat_map(|list| items(object, list)).filter_map(|container| text(container, "/name"));
+    match (named, items(object, "/spec/containers")) {
+        (Some(named), _) if all().any(|name| name == named) => Ok(named.to_owned()),
+        (Some(named), _) => Err(Refusal::bad_request(format!("container {named} is not valid for pod {pod}"))),
         (None, [only]) => Ok(text(only, "/name").unwrap_or_default().to_owned()),
-        (None, []) => Err(Refusal::bad_request(format!("a container name must be specified for pod {}", target.pod))),
+        (None, []) => Err(Refusal::bad_request(format!("a container name must be specified for pod {pod}"))),
         (None, _) => Err(Refusal::bad_request(format!(
-            "a container name must be specified for pod {}, choose one of: [{}]",
-            target.pod,
+            "a container name must be specified for pod {pod}, choose one of: [{}]",
             all().collect::<Vec<_>>().join(" ")
         ))),
     }

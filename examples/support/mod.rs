@@ -5,15 +5,17 @@
 //! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
 //! | `server` | accept, TLS, HTTP/1.1 and HTTP/2, and a stop that loses nothing |
-//! | `authn`, `authz` | who is it; what do they ask for, and may they |
+//! | `authn`, `impersonate`, `authz` | who is it; whom do they act for; what do they ask for, and may they |
 //! | `policy`, `rbac` | roles and bindings from manifests; what they allow |
-//! | `reviews`, `protobuf` | questions about that; the form in which kubectl asks them |
-//! | `objects`, `features`, `patch`, `locate` | Nodes and Pods in memory; what nodes declare; changes to them; from a pod to its kubelet's URL |
+//! | `reviews`, `identity`, `protobuf` | questions about that, and about tokens; the form in which kubectl asks them |
+//! | `kinds`, `objects`, `history`, `defaults` | Nodes, Pods and Leases in memory; their latest changes; what a server adds to a new one |
+//! | `features`, `patch`, `locate` | what nodes declare; changes to objects; from a pod to its kubelet's URL |
 //! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
 //! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
-//! | `api`, `at`, `list`, `table` | the rest of the Kubernetes API that kubectl needs around a stream |
+//! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
+//! | `api`, `at`, `discovery`, `list`, `selector`, `watch`, `table`, `logs` | the rest of the Kubernetes API that clients need around a stream |
 
 // Each example uses its half.
 #![allow(dead_code, reason = "the examples share this folder, and none uses all of it")]
@@ -25,10 +27,18 @@ pub mod authn;
 pub mod authz;
 pub mod client;
 pub mod cri;
+pub mod defaults;
+pub mod discovery;
 pub mod features;
+pub mod gateway;
+pub mod history;
+pub mod identity;
+pub mod impersonate;
+pub mod kinds;
 pub mod kubeconfig;
 pub mod list;
 pub mod locate;
+pub mod logs;
 pub mod node;
 pub mod objects;
 pub mod patch;
@@ -42,11 +52,13 @@ pub mod rbac;
 pub mod restarts;
 pub mod review;
 pub mod reviews;
+pub mod selector;
 pub mod server;
 pub mod stack;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod watch;
 
 use std::{
     convert::Infallible,

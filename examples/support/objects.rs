@@ -1,17 +1,27 @@
-//! Nodes and Pods, in memory, as the JSON that clients see; and the roles that say who may.
+//! Nodes, Pods and Leases, in memory, as the JSON that clients see; and the roles that say who may.
 
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
-use super::{Context, Error, features, policy::Policy, random_hex};
+use super::{
+    Context, Error,
+    defaults::completed,
+    features,
+    history::{Change, History},
+    policy::Policy,
+};
+pub use super::{
+    defaults::timestamp,
+    kinds::{Key, Kind},
+};
 
 /// The demo cluster.
 pub const DEMO: &str = include_str!("../manifests/demo.yaml");
@@ -19,93 +29,38 @@ pub const DEMO: &str = include_str!("../manifests/demo.yaml");
 /// The roles that are there whatever is given.
 const BUILT_IN: &str = include_str!("../manifests/built-in.yaml");
 
-/// Changes a slow watcher may be behind before it is cut off, as upstream does.
-const WATCH_BACKLOG: usize = 100;
-
-/// The kinds of object there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    Node,
-    Pod,
-}
-
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Node => "Node",
-            Self::Pod => "Pod",
-        }
-    }
-
-    /// As in URLs.
-    pub fn plural(self) -> &'static str {
-        match self {
-            Self::Node => "nodes",
-            Self::Pod => "pods",
-        }
-    }
-}
-
-/// Names one object; a Node's namespace is empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    pub kind: Kind,
-    pub namespace: String,
-    pub name: String,
-}
-
-impl Key {
-    pub fn node(name: &str) -> Self {
-        Self { kind: Kind::Node, namespace: String::new(), name: name.to_owned() }
-    }
-
-    pub fn pod(namespace: &str, name: &str) -> Self {
-        Self { kind: Kind::Pod, namespace: namespace.to_owned(), name: name.to_owned() }
-    }
-
-    fn of(object: &Value) -> Result<Self, String> {
-        let name = text(object, "/metadata/name").ok_or("metadata.name is missing")?;
-        match text(object, "/kind") {
-            Some("Node") => Ok(Self::node(name)),
-            Some("Pod") => Ok(Self::pod(text(object, "/metadata/namespace").unwrap_or("default"), name)),
-            Some(kind) => {
-                Err(format!("kind {kind} is not supported; Node, Pod, Role, ClusterRole and their bindings are"))
-            }
-            None => Err("kind is missing".to_owned()),
-        }
-    }
-}
-
-/// What a watcher is told.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// `ADDED` or `MODIFIED`.
-    pub event: &'static str,
-    pub kind: Kind,
-    pub object: Value,
-}
-
 /// All objects, and a version that grows with every change.
 #[derive(Debug)]
 pub struct Store {
     state: Mutex<State>,
-    changes: broadcast::Sender<Change>,
+    /// The version, for who waits for the next one.
+    newest: watch::Sender<u64>,
     policy: Policy,
     declared_features: bool,
 }
 
 #[derive(Debug)]
 struct State {
-    objects: BTreeMap<Key, Value>,
+    objects: BTreeMap<Key, Arc<Value>>,
     version: u64,
+    history: History,
 }
 
 impl State {
-    fn put(&mut self, key: Key, mut object: Value) -> Value {
+    /// Puts an object in the place of what is there, or takes it away. Returns what is there then, or was there.
+    fn put(&mut self, key: &Key, after: Option<Value>) -> Option<Value> {
         self.version += 1;
-        object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        self.objects.insert(key, object.clone());
-        object
+        let after = after.map(|mut object| {
+            object["metadata"]["resourceVersion"] = self.version.to_string().into();
+            Arc::new(object)
+        });
+        let before = match &after {
+            Some(object) => self.objects.insert(key.clone(), object.clone()),
+            None => self.objects.remove(key),
+        };
+        let there = after.as_ref().or(before.as_ref()).map(|object| (**object).clone());
+        self.history.push(Change { version: self.version, kind: key.kind, before, after });
+        there
     }
 }
 
@@ -124,12 +79,13 @@ impl Store {
 
     /// Nothing but the roles that are always there.
     pub fn empty() -> Result<Self, Error> {
-        // Versions of an earlier run are smaller, so that a watch which outlived it starts from the beginning.
-        let version = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
-        let state = State { objects: BTreeMap::new(), version };
+        // Versions of an earlier run are smaller, so that a watch which outlived it is told to start again.
+        let version = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
+        let version = u64::try_from(version).context("this machine's clock is before 1970")?;
+        let state = State { objects: BTreeMap::new(), version, history: History::since(version) };
         let mut store = Self {
             state: Mutex::new(state),
-            changes: broadcast::channel(WATCH_BACKLOG).0,
+            newest: watch::Sender::new(version),
             policy: Policy::default(),
             declared_features: true,
         };
@@ -162,21 +118,24 @@ impl Store {
     }
 
     pub fn get(&self, key: &Key) -> Option<Value> {
-        self.lock().objects.get(key).cloned()
+        self.lock().objects.get(key).map(|object| (**object).clone())
     }
 
     /// All objects of a kind, and the version at which this was so.
     pub fn list(&self, kind: Kind) -> (Vec<Value>, u64) {
         let state = self.lock();
-        let objects = state.objects.iter().filter(|(key, _)| key.kind == kind).map(|(_, object)| object.clone());
+        let objects = state.objects.iter().filter(|(key, _)| key.kind == kind).map(|(_, object)| (**object).clone());
         (objects.collect(), state.version)
     }
 
-    /// The same, and every change from then on.
-    pub fn watch(&self, kind: Kind) -> (Vec<Value>, broadcast::Receiver<Change>) {
-        // Subscribed first: a change in between is then seen twice, never missed.
-        let changes = self.changes.subscribe();
-        (self.list(kind).0, changes)
+    /// The changes of all kinds since that version, in their order; `None` where they are not all known.
+    pub fn changes_after(&self, version: u64) -> Option<Vec<Arc<Change>>> {
+        self.lock().history.after(version)
+    }
+
+    /// The newest version, and how to wait for the next one.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
     }
 
     /// Adds an object and returns it with all that a server adds.
@@ -188,17 +147,15 @@ impl Store {
         if state.objects.contains_key(&key) {
             return Err(Refused::Exists(key));
         }
-        let object = state.put(key.clone(), object);
-        // Sent under the lock, so that watchers see versions in order.
-        let _ = self.changes.send(Change { event: "ADDED", kind: key.kind, object: object.clone() });
-        Ok(object)
+        Ok(self.put(&mut state, &key, Some(object)).unwrap_or_default())
     }
 
-    /// Changes an object; `None` if there is none. Name, kind and uid stay what they are.
+    /// Changes an object; `None` if there is none. Name, kind and uid stay what they are. A change that names another
+    /// version than the object has is refused.
     pub fn update(&self, key: &Key, change: impl FnOnce(&mut Value)) -> Result<Option<Value>, Refused> {
         let mut state = self.lock();
-        let Some(before) = state.objects.get(key) else { return Ok(None) };
-        let mut object = before.clone();
+        let Some(before) = state.objects.get(key).cloned() else { return Ok(None) };
+        let mut object = (*before).clone();
         change(&mut object);
         for fixed in ["apiVersion", "kind"] {
             object[fixed] = before[fixed].clone();
@@ -211,10 +168,33 @@ impl Store {
                 object["metadata"][fixed] = value.clone();
             }
         }
-        self.check_features(key, &mut object, Some(before))?;
-        let object = state.put(key.clone(), object);
-        let _ = self.changes.send(Change { event: "MODIFIED", kind: key.kind, object: object.clone() });
-        Ok(Some(object))
+        let version = &mut object["metadata"]["resourceVersion"];
+        if version.is_null() || version == "" {
+            *version = before["metadata"]["resourceVersion"].clone();
+        } else if *version != before["metadata"]["resourceVersion"] {
+            return Err(Refused::Conflict(key.clone()));
+        }
+        self.check_features(key, &mut object, Some(&before))?;
+        if object == *before {
+            return Ok(Some(object));
+        }
+        Ok(self.put(&mut state, key, Some(object)))
+    }
+
+    /// Takes an object away and returns it; `None` if there is none. One that is not as `expected` is left.
+    pub fn remove(&self, key: &Key, expected: impl FnOnce(&Value) -> bool) -> Result<Option<Value>, Refused> {
+        let mut state = self.lock();
+        match state.objects.get(key) {
+            None => Ok(None),
+            Some(object) if !expected(object) => Err(Refused::Conflict(key.clone())),
+            Some(_) => Ok(self.put(&mut state, key, None)),
+        }
+    }
+
+    fn put(&self, state: &mut State, key: &Key, object: Option<Value>) -> Option<Value> {
+        let object = state.put(key, object);
+        self.newest.send_replace(state.version);
+        object
     }
 
     /// What a node declares is checked, or dropped.
@@ -243,18 +223,26 @@ impl Store {
     }
 }
 
-/// Why an object was not added.
+/// Why an object was not added or changed.
 #[derive(Debug)]
 pub enum Refused {
     Invalid(String),
     Exists(Key),
+    /// It is not what the client takes it for.
+    Conflict(Key),
 }
 
 impl Refused {
     pub fn message(&self) -> String {
         match self {
             Self::Invalid(why) => why.clone(),
-            Self::Exists(key) => format!("{} {:?} already exists", key.kind.plural(), key.name),
+            Self::Exists(key) => format!("{} {:?} already exists", key.kind.qualified(), key.name),
+            Self::Conflict(key) => format!(
+                "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the \
+                 latest version and try again",
+                key.kind.qualified(),
+                key.name
+            ),
         }
     }
 }
@@ -301,68 +289,4 @@ pub fn containers_on(store: &Store, node: &str) -> Vec<Container> {
 
 fn items_as_text(list: &[Value]) -> impl Iterator<Item = &str> {
     list.iter().filter_map(Value::as_str)
-}
-
-/// Adds what a server adds. A Pod that has a node and no status runs: nobody here would report it.
-fn completed(mut object: Value, key: &Key) -> Result<Value, String> {
-    let now = timestamp(OffsetDateTime::now_utc());
-    object["apiVersion"] = "v1".into();
-    let metadata = &mut object["metadata"];
-    metadata["uid"] = uuid().into();
-    metadata["creationTimestamp"] = now.as_str().into();
-    if key.kind == Kind::Node {
-        return Ok(object);
-    }
-    metadata["namespace"] = key.namespace.as_str().into();
-    let containers = items(&object, "/spec/containers");
-    if containers.is_empty() || containers.iter().any(|container| text(container, "/name").is_none()) {
-        return Err("spec.containers needs at least one container, and each a name".to_owned());
-    }
-    if object.get("status").is_none() {
-        let status = if text(&object, "/spec/nodeName").is_some() {
-            running(containers, &now)
-        } else {
-            json!({ "phase": "Pending" })
-        };
-        object["status"] = status;
-    }
-    Ok(object)
-}
-
-fn running(containers: &[Value], now: &str) -> Value {
-    let statuses = containers.iter().map(|container| {
-        json!({
-            "name": container["name"], "image": container["image"], "imageID": "", "ready": true, "started": true,
-            "restartCount": 0, "state": { "running": { "startedAt": now } },
-        })
-    });
-    json!({
-        "phase": "Running",
-        "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": now }],
-        "hostIP": "127.0.0.1",
-        "podIP": "127.0.0.1",
-        "podIPs": [{ "ip": "127.0.0.1" }],
-        "startTime": now,
-        "containerStatuses": statuses.collect::<Vec<_>>(),
-    })
-}
-
-/// RFC 3339 in whole seconds, as Kubernetes writes it.
-pub fn timestamp(at: OffsetDateTime) -> String {
-    let (date, time) = (at.date(), at.time());
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        date.year(),
-        u8::from(date.month()),
-        date.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    )
-}
-
-fn uuid() -> String {
-    let hex = random_hex::<16>();
-    // The 4 and the 8 say "version 4, variant 1": all other digits are random.
-    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
 }

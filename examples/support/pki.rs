@@ -68,18 +68,30 @@ pub mod files {
 /// Makes sure that `dir` holds a CA, the API server's two certificates, and two for a kubelet on this machine: the one that
 /// it serves with, and the one that it registers its node with.
 pub fn prepare(dir: &Path, listen: IpAddr) -> Result<(), Error> {
+    let ca = prepare_server(dir, listen)?;
+    // The name and group that kubeadm gives it, and that kubelets are used to.
+    let client = Subject { name: "kube-apiserver-kubelet-client", group: Some("system:masters"), hosts: &[] };
+    ca.issue(&files::kubelet_client(dir), client)?;
+    let here = hosts(listen);
+    let node = |hosts| Subject { name: "system:node:demo-node", group: Some("system:nodes"), hosts };
+    ca.issue(&files::kubelet(dir), node(&here))?;
+    ca.issue(&files::node_client(dir), node(&[]))
+}
+
+/// Makes sure that `dir` holds a CA and the certificate that an API server serves with, and no certificate of a client.
+pub fn prepare_server(dir: &Path, listen: IpAddr) -> Result<Ca, Error> {
     let ca = Ca::load_or_create(&CertAndKey::in_dir(dir, "ca"))?;
+    ca.issue(&files::apiserver(dir), Subject { name: "kube-apiserver", group: None, hosts: &hosts(listen) })?;
+    Ok(ca)
+}
+
+/// What this machine is called by its own clients.
+fn hosts(listen: IpAddr) -> Vec<String> {
     let mut here = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     if !listen.is_unspecified() && !here.contains(&listen.to_string()) {
         here.push(listen.to_string());
     }
-    ca.issue(&files::apiserver(dir), Subject { name: "kube-apiserver", group: None, hosts: &here })?;
-    // The name and group that kubeadm gives it, and that kubelets are used to.
-    let client = Subject { name: "kube-apiserver-kubelet-client", group: Some("system:masters"), hosts: &[] };
-    ca.issue(&files::kubelet_client(dir), client)?;
-    let node = |hosts| Subject { name: "system:node:demo-node", group: Some("system:nodes"), hosts };
-    ca.issue(&files::kubelet(dir), node(&here))?;
-    ca.issue(&files::node_client(dir), node(&[]))
+    here
 }
 
 /// Whom a certificate is for: a server if it has hosts, else a client.
@@ -89,7 +101,8 @@ struct Subject<'a> {
     hosts: &'a [String],
 }
 
-struct Ca {
+/// A certificate authority that can sign.
+pub struct Ca {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }

@@ -10,18 +10,22 @@ pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 /// Kubernetes puts this before a message that says its own type.
 const MAGIC: &[u8] = b"k8s\0";
 
-type Field = (u64, &'static str, Shape);
+pub type Field = (u64, &'static str, Shape);
 
-#[derive(Clone, Copy)]
-enum Shape {
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
     Text,
     Texts,
     Message(&'static [Field]),
 }
 
 const TYPE: &[Field] = &[(1, "apiVersion", Shape::Text), (2, "kind", Shape::Text)];
-const REVIEW: &[Field] = &[(2, "spec", Shape::Message(SPEC))];
-/// A `SelfSubjectAccessReview` has the first two.
+/// What a review consists of.
+pub type Review = &'static [Field];
+/// A question about rights. A `SelfSubjectAccessReview` has the first two.
+pub const ACCESS: Review = &[(2, "spec", Shape::Message(SPEC))];
+/// A question about a token; a `SelfSubjectReview` has none.
+pub const TOKEN: Review = &[(2, "spec", Shape::Message(&[(1, "token", Shape::Text), (2, "audiences", Shape::Texts)]))];
 const SPEC: &[Field] = &[
     (1, "resourceAttributes", Shape::Message(RESOURCE)),
     (2, "nonResourceAttributes", Shape::Message(NON_RESOURCE)),
@@ -40,12 +44,12 @@ const RESOURCE: &[Field] = &[
 const NON_RESOURCE: &[Field] = &[(1, "path", Shape::Text), (2, "verb", Shape::Text)];
 
 /// The review as its JSON would be; `None` if it is none.
-pub fn review(body: &[u8]) -> Option<Value> {
+pub fn review(body: &[u8], shape: Review) -> Option<Value> {
     let (mut object, mut review) = (Map::new(), None);
     for field in (Fields { rest: body.strip_prefix(MAGIC)? }) {
         match field? {
             (1, bytes) => object = message(bytes, TYPE)?,
-            (2, bytes) => review = Some(message(bytes, REVIEW)?),
+            (2, bytes) => review = Some(message(bytes, shape)?),
             _ => {}
         }
     }

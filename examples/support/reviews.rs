@@ -3,12 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::{
-    Extension, Json, Router,
-    body::Bytes,
-    extract::State,
-    routing::{get, post},
-};
+use axum::{Extension, Json, Router, body::Bytes, extract::State, routing::post};
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,36 +18,14 @@ use super::{
     rbac::{About, Asked, RbacAuthorizer},
 };
 
-const GROUP: &str = "authorization.k8s.io";
 const VERSION: &str = "authorization.k8s.io/v1";
 
-/// Discovery and the two reviews.
+/// The two reviews.
 pub fn routes() -> Router<Api> {
     let at = |name: &str| format!("/apis/{VERSION}/{name}");
     Router::new()
-        .route(&format!("/apis/{GROUP}"), get(|| async { Json(group()) }))
-        .route(&format!("/apis/{VERSION}"), get(|| async { Json(resources()) }))
         .route(&at("selfsubjectaccessreviews"), post(about_oneself))
         .route(&at("subjectaccessreviews"), post(about_anybody))
-}
-
-/// The group, as `/apis` lists it.
-pub fn group() -> Value {
-    let version = json!({ "groupVersion": VERSION, "version": "v1" });
-    json!({ "kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": [version], "preferredVersion": version })
-}
-
-fn resources() -> Value {
-    let resource = |name, kind| json!({ "name": name, "singularName": "", "namespaced": false, "kind": kind, "verbs": ["create"] });
-    json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": VERSION,
-        "resources": [
-            resource("selfsubjectaccessreviews", "SelfSubjectAccessReview"),
-            resource("subjectaccessreviews", "SubjectAccessReview"),
-        ],
-    })
 }
 
 async fn about_oneself(
@@ -92,12 +65,26 @@ fn answer(api: Api, mut review: Value, caller: &Caller, spec: Spec) -> Result<(S
 }
 
 fn read(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<(Value, Spec), Refusal> {
+    let review = read_review(headers, body, kind, VERSION, protobuf::ACCESS)?;
+    let spec = Spec::deserialize(&review["spec"])
+        .map_err(|error| Refusal::bad_request(format!("the spec of the {kind} cannot be read: {error}")))?;
+    Ok((review, spec))
+}
+
+/// A review of that kind and version, in JSON or in protobuf.
+pub fn read_review(
+    headers: &HeaderMap,
+    body: &[u8],
+    kind: &str,
+    version: &str,
+    shape: protobuf::Review,
+) -> Result<Value, Refusal> {
     let mut review = if headers.get(header::CONTENT_TYPE).is_some_and(|of| of == protobuf::MEDIA_TYPE) {
-        protobuf::review(body).ok_or_else(|| Refusal::bad_request("the body is no review in protobuf"))?
+        protobuf::review(body, shape).ok_or_else(|| Refusal::bad_request("the body is no review in protobuf"))?
     } else {
         parse(body)?
     };
-    for (field, wanted) in [("kind", kind), ("apiVersion", VERSION)] {
+    for (field, wanted) in [("kind", kind), ("apiVersion", version)] {
         if review[field] != wanted {
             return Err(Refusal::bad_request(format!("{field} must be {wanted}")));
         }
@@ -105,9 +92,7 @@ fn read(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<(Value, Spec), R
     if review["metadata"].is_null() {
         review["metadata"] = json!({});
     }
-    let spec = Spec::deserialize(&review["spec"])
-        .map_err(|error| Refusal::bad_request(format!("the spec of the {kind} cannot be read: {error}")))?;
-    Ok((review, spec))
+    Ok(review)
 }
 
 fn invalid(why: &str) -> Refusal {

@@ -25,8 +25,9 @@ use tower_kube_streaming::upgrade::{ClientAddr, Sessions};
 
 use super::{
     Context, Error,
-    authn::{ClientCertificate, caller_of_certificate},
+    authn::{ByFrontProxy, ClientCertificate, caller_of_certificate},
     say,
+    tls::FrontProxies,
 };
 
 /// Time for a TLS handshake.
@@ -51,6 +52,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    front_proxies: Option<Arc<FrontProxies>>,
     stop: CancellationToken,
 }
 
@@ -58,12 +60,18 @@ impl Server {
     /// Binds the address; port 0 picks a free one. `stop` ends [`serve`](Self::serve).
     pub async fn bind(address: SocketAddr, stop: CancellationToken) -> Result<Self, Error> {
         let listener = TcpListener::bind(address).await.context(format_args!("listening on {address}"))?;
-        Ok(Self { listener, tls: None, stop })
+        Ok(Self { listener, tls: None, front_proxies: None, stop })
     }
 
     /// Speaks TLS; without it, plain HTTP.
     pub fn with_tls(mut self, config: ServerConfig) -> Self {
         self.tls = Some(TlsAcceptor::from(Arc::new(config)));
+        self
+    }
+
+    /// Tells front proxies from clients, where the TLS configuration takes both.
+    pub fn with_front_proxies(mut self, proxies: FrontProxies) -> Self {
+        self.front_proxies = Some(Arc::new(proxies));
         self
     }
 
@@ -99,16 +107,18 @@ impl Server {
             };
             // In a task of its own, so that a peer that does not shake hands keeps nobody waiting.
             let (tls, stop, watcher) = (self.tls.clone(), self.stop.clone(), connections.watcher());
-            let service = service.clone();
+            let (service, proxies) = (service.clone(), self.front_proxies.clone());
             tokio::spawn(async move {
                 let served = async {
                     // hyper leaves Nagle's algorithm on; keystrokes would wait for each other.
                     tcp.set_nodelay(true)?;
-                    let Some(tls) = tls else { return serve_http(tcp, peer, None, service, watcher).await };
+                    let Some(tls) = tls else { return serve_http(tcp, peer, Shown::default(), service, watcher).await };
                     // Who has not shaken hands when we stop has not asked for anything yet.
-                    let Some(shaken) = stop.run_until_cancelled(shake_hands(tls, tcp)).await else { return Ok(()) };
-                    let (tls, certificate) = shaken?;
-                    serve_http(tls, peer, certificate, service, watcher).await
+                    let Some(shaken) = stop.run_until_cancelled(shake_hands(tls, tcp, proxies)).await else {
+                        return Ok(());
+                    };
+                    let (tls, shown) = shaken?;
+                    serve_http(tls, peer, shown, service, watcher).await
                 };
                 if let Err(error) = served.await {
                     tracing::debug!(%peer, %error, "connection ended");
@@ -129,20 +139,33 @@ impl Server {
     }
 }
 
+/// What a connection's certificate says of its peer.
+#[derive(Clone, Debug, Default)]
+struct Shown {
+    client: Option<ClientCertificate>,
+    by_front_proxy: bool,
+}
+
 async fn shake_hands(
     tls: TlsAcceptor,
     tcp: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), Error> {
+    proxies: Option<Arc<FrontProxies>>,
+) -> Result<(TlsStream<TcpStream>, Shown), Error> {
     let tls = timeout(HANDSHAKE, tls.accept(tcp)).await.context("TLS handshake")??;
-    let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let caller = shown.map(|certificate| caller_of_certificate(certificate)).transpose()?;
-    Ok((tls, caller.map(ClientCertificate)))
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let Some(certificate) = chain.first() else { return Ok((tls, Shown::default())) };
+    let caller = caller_of_certificate(certificate)?;
+    // The handshake has verified that one of the authorities has signed it; with two, which one is what matters.
+    let by_front_proxy = proxies.as_ref().is_some_and(|proxies| proxies.is_proxy(chain, &caller.name));
+    let is_client = proxies.is_none_or(|proxies| proxies.is_client(chain));
+    let shown = Shown { client: is_client.then_some(ClientCertificate(caller)), by_front_proxy };
+    Ok((tls, shown))
 }
 
 async fn serve_http(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
-    certificate: Option<ClientCertificate>,
+    shown: Shown,
     router: Router,
     watcher: Watcher,
 ) -> Result<(), Error> {
@@ -152,8 +175,11 @@ async fn serve_http(
         first.cancel();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ClientAddr(peer.ip()));
-        if let Some(certificate) = &certificate {
+        if let Some(certificate) = &shown.client {
             request.extensions_mut().insert(certificate.clone());
+        }
+        if shown.by_front_proxy {
+            request.extensions_mut().insert(ByFrontProxy);
         }
         router.clone().oneshot(request)
     });

@@ -38,11 +38,19 @@ pub fn of(kind: Kind, objects: &[Value], version: &str) -> Value {
                 column("Internal-IP", "string", 1),
             ])
         }
+        Kind::Lease => {
+            json!([column("Name", "string", 0), column("Holder", "string", 0), column("Age", "string", 0)])
+        }
     };
     let rows = objects.iter().map(|object| {
         let cells = match kind {
             Kind::Pod => pod(object),
             Kind::Node => node(object),
+            Kind::Lease => json!([
+                text(object, "/metadata/name"),
+                text(object, "/spec/holderIdentity").unwrap_or_default(),
+                age(object),
+            ]),
         };
         let metadata = json!({
             "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::{Context, Error, pki::CertAndKey};
@@ -19,10 +19,64 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// A server that speaks HTTP/2 and HTTP/1.1, and asks its clients for a certificate of `client_ca`, but takes those without one:
 /// they may have a token. A certificate of somebody else's fails the handshake.
 pub fn server_config(own: &CertAndKey, client_ca: &Path) -> Result<ServerConfig, Error> {
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
-        .allow_unauthenticated()
-        .build()
-        .context(client_ca.display())?;
+    serve(own, verifier(Arc::new(roots(client_ca)?)).context(client_ca.display())?)
+}
+
+/// The same, and it takes the certificates of a front proxy too. Whose they are is [`FrontProxies`]' to say: the handshake
+/// does not tell.
+pub fn server_config_with(own: &CertAndKey, client_ca: &Path, proxies: &Path) -> Result<ServerConfig, Error> {
+    let mut both = roots(client_ca)?;
+    both.roots.extend(roots(proxies)?.roots);
+    serve(own, verifier(Arc::new(both))?)
+}
+
+/// A server that asks nobody for a certificate.
+pub fn server_config_without_clients(own: &CertAndKey) -> Result<ServerConfig, Error> {
+    serve(own, WebPkiClientVerifier::no_client_auth())
+}
+
+/// Tells the certificates of front proxies from those of clients.
+#[derive(Debug)]
+pub struct FrontProxies {
+    clients: Arc<dyn ClientCertVerifier>,
+    proxies: Arc<dyn ClientCertVerifier>,
+    names: Vec<String>,
+}
+
+impl FrontProxies {
+    /// `names` are the common names that count; if there is none, any does. As upstream, that takes an authority that
+    /// signs no clients: each of them could call itself whatever it likes.
+    pub fn new(client_ca: &Path, proxies: &Path, names: Vec<String>) -> Result<Self, Error> {
+        let of_clients = chain(client_ca)?;
+        if names.is_empty() && chain(proxies)?.iter().any(|ca| of_clients.contains(ca)) {
+            return Err("front proxies have an authority of the clients': say which names are theirs".into());
+        }
+        let signed_by = |ca: &Path| verifier(Arc::new(roots(ca)?)).context(ca.display());
+        Ok(Self { clients: signed_by(client_ca)?, proxies: signed_by(proxies)?, names })
+    }
+
+    /// Whether the client CA has signed it.
+    pub fn is_client(&self, chain: &[CertificateDer<'_>]) -> bool {
+        verified(&*self.clients, chain)
+    }
+
+    /// Whether the front proxies' CA has signed it, for one of the names.
+    pub fn is_proxy(&self, chain: &[CertificateDer<'_>], name: &str) -> bool {
+        (self.names.is_empty() || self.names.iter().any(|allowed| allowed == name)) && verified(&*self.proxies, chain)
+    }
+}
+
+fn verified(by: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>]) -> bool {
+    let Some((own, rest)) = chain.split_first() else { return false };
+    by.verify_client_cert(own, rest, UnixTime::now()).is_ok()
+}
+
+fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    builder.allow_unauthenticated().build().context("certificate authority")
+}
+
+fn serve(own: &CertAndKey, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS")?

@@ -9,6 +9,10 @@ use crate::upgrade::Connect;
 ///
 /// The streams are not touched before one of them was accepted, so what falls back has all of stdin. If both are refused,
 /// the error is the second's, as kubectl has it.
+///
+/// Not for the URL of a container runtime (CRI's `Exec` and `Attach`): that is good for one request, which a refusal of
+/// WebSocket uses up, so the other executor is told 404. Ask a runtime with [`SpdyExecutor`]; or in one request offer more
+/// than v5 ([`WebSocketExecutor::protocols`]), and do without the end of stdin where it chooses v4.
 #[derive(Clone, Debug)]
 pub struct FallbackExecutor<P, S> {
     primary: P,

@@ -64,7 +64,7 @@ impl<V: Clone> Answers<V> {
             }
             Ok(value)
         };
-        let late = |_| Err(Failure::Unavailable(format!("no answer in {ANSWER:?}")));
+        let late = |_| Err(Failure::Busy(format!("no answer in {ANSWER:?}")));
         timeout(ANSWER, found).await.unwrap_or_else(late)
     }
 

@@ -47,8 +47,10 @@ pub(super) struct Api {
 pub(super) enum Failure {
     /// The API says that there is no such object.
     NotFound,
-    /// The API cannot be reached, or is too busy: it may be able to say later.
-    Unavailable(String),
+    /// The API cannot be reached, or has failed: it may be able to say at once.
+    Lost(String),
+    /// The API has no time for it: it may be able to say later.
+    Busy(String),
     /// The API will not say, or what it says is no answer.
     Refused(String),
 }
@@ -74,16 +76,16 @@ impl Api {
 
     async fn ask<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Bytes) -> Result<T, Failure> {
         let asked = async {
-            let _place = self.places.acquire().await.map_err(|error| Failure::Unavailable(error.to_string()))?;
+            let _place = self.places.acquire().await.map_err(|error| Failure::Busy(error.to_string()))?;
             for wait in AGAIN {
                 match self.once(method, path, body.clone()).await {
-                    Err(Failure::Unavailable(_)) => sleep(wait).await,
+                    Err(Failure::Lost(_)) => sleep(wait).await,
                     answer => return answer,
                 }
             }
             self.once(method, path, body).await
         };
-        let late = |_| Err(Failure::Unavailable(format!("no answer in {ANSWER:?}")));
+        let late = |_| Err(Failure::Busy(format!("no answer in {ANSWER:?}")));
         timeout(ANSWER, asked).await.unwrap_or_else(late)
     }
 
@@ -94,21 +96,24 @@ impl Api {
         }
         let request = request.body(Body::from(body)).map_err(|error| Failure::Refused(error.to_string()))?;
         let answer = async {
-            let response = self.client.send(request).await.map_err(|error| Failure::Unavailable(words(&error)))?;
+            let response = self.client.send(request).await.map_err(|error| Failure::Lost(words(&error)))?;
             let code = response.status();
             // Not `Client::request`, which logs what it cannot decode, and a review of a token holds the token.
             let body = Limited::new(response.into_body(), BODY).collect().await;
-            Ok((code, body.map_err(|error| Failure::Unavailable(words(&*error)))?.to_bytes()))
+            Ok((code, body.map_err(|error| Failure::Lost(words(&*error)))?.to_bytes()))
         };
-        let late = |_| Err(Failure::Unavailable(format!("no answer in {TRY:?}")));
+        let late = |_| Err(Failure::Lost(format!("no answer in {TRY:?}")));
         let (code, body) = timeout(TRY, answer).await.unwrap_or_else(late)?;
         match code {
             _ if code.is_success() => serde_json::from_slice(&body)
                 // The line and the kind of error, without what was read.
                 .map_err(|error| Failure::Refused(format!("an answer that is none, {:?}", error.classify()))),
             StatusCode::NOT_FOUND if is_about_an_object(&body) => Err(Failure::NotFound),
-            StatusCode::TOO_MANY_REQUESTS => Err(Failure::Unavailable(complaint(code, &body))),
-            _ if code.is_server_error() => Err(Failure::Unavailable(complaint(code, &body))),
+            // These kube-rs's usual client has tried for 3 s already, by its `RetryPolicy`.
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Err(Failure::Busy(complaint(code, &body)))
+            }
+            _ if code.is_server_error() => Err(Failure::Lost(complaint(code, &body))),
             _ => Err(Failure::Refused(complaint(code, &body))),
         }
     }
@@ -119,7 +124,7 @@ impl Failure {
     /// answer questions like it. What the API said is for the log, as it says what this process may and may not.
     pub(super) fn refusal(self, what: &'static str) -> Refusal {
         match self {
-            Self::Unavailable(why) => {
+            Self::Lost(why) | Self::Busy(why) => {
                 tracing::warn!(what, why, "the cluster's API cannot be asked");
                 Refusal::unavailable("the cluster's API cannot be asked at the moment", RETRY_AFTER)
             }

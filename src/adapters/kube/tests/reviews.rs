@@ -137,7 +137,8 @@ async fn who_cannot_be_asked_about_is_refused_and_that_is_not_kept() {
     for (state, code, tries, seconds) in [
         (State::Away, 503, 3, 0),
         (State::Answers(500), 503, 3, 0),
-        (State::Answers(429), 503, 3, 0),
+        (State::Answers(429), 503, 1, 0),
+        (State::Answers(503), 503, 1, 0),
         (State::Answers(403), 500, 1, 0),
         (State::Answers(200), 500, 1, 0),
         (State::Silent, 503, 3, 10),
@@ -170,7 +171,7 @@ async fn a_failure_that_passes_is_not_seen() {
     let script = Script::reviewing({
         let codes = codes.clone();
         move |review| match codes.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) {
-            Ok(_) => (503, json!({})),
+            Ok(_) => (500, json!({})),
             Err(_) => access(review),
         }
     });
