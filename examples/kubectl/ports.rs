@@ -74,8 +74,11 @@ fn of_service(wanted: &str, pod: &Pod, service: &Value) -> Result<String, Failur
         ports.filter(|port| number(port).as_deref() == Some(wanted) || name(port).as_deref() == Some(wanted));
     let title = service.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let Some(port) = ports.next() else {
-        let what = if is_number(wanted) { "a service port" } else { "a service port named" };
-        return Err(Failure::error(format!("Service {title} does not have {what} {wanted}")));
+        return Err(Failure::error(if is_number(wanted) {
+            format!("Service {title} does not have a service port {wanted}")
+        } else {
+            format!("Service '{title}' does not have a named port '{wanted}'")
+        }));
     };
     // A headless one leads to its pods directly.
     if service.pointer("/spec/clusterIP").and_then(Value::as_str) == Some("None") {
