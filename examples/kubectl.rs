@@ -1,12 +1,12 @@
-//! A kubectl that does nothing but stream: `exec`, `attach` and `cp`, with kubectl's flags, words and exit codes.
+//! A kubectl that does nothing but stream: `exec`, `attach`, `cp` and `port-forward`, with kubectl's flags, words and exit codes.
 //!
 //! ```sh
 //! cargo run --release --example apiserver                              # a demo cluster, in another shell
 //! cargo run --release --example kubectl -- --kubeconfig target/demo/kubeconfig exec -it demo -- sh
 //! ```
 //!
-//! It asks over WebSocket, and over SPDY where that is refused; `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false` has it ask over
-//! SPDY alone. `-v=7` shows the steps. One GET of the pod precedes a stream, nothing else: no discovery, no cache on disk.
+//! It asks over WebSocket, and over SPDY where that is refused. `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false`, and for
+//! port-forward `KUBECTL_PORT_FORWARD_WEBSOCKETS=false`, have it ask over SPDY alone. `-v=7` shows the steps. One GET of the pod precedes a stream, nothing else: no discovery, no cache on disk.
 //!
 //! | file | one idea |
 //! |---|---|
@@ -17,6 +17,7 @@
 //! | `terminal`, `stdio` | raw mode that is always undone; the standard streams without a thread between |
 //! | `cp`, `pack`, `unpack` | copies, by `tar` in the container; a tree as an archive, an archive as a tree |
 //! | `bridge`, `progress` | between what is polled and what blocks; a bar on a terminal |
+//! | `port_forward`, `ports` | local ports that outlive the connection behind them; which port leads where |
 //! | `failure`, `log`, `flags` | what is said on stderr, with which exit code; klog's lines; durations and file specifications |
 
 mod kubectl {
@@ -31,6 +32,8 @@ mod kubectl {
     pub(crate) mod log;
     pub(crate) mod pack;
     pub(crate) mod pod;
+    pub(crate) mod port_forward;
+    pub(crate) mod ports;
     pub(crate) mod progress;
     pub(crate) mod remote;
     pub(crate) mod stdio;
@@ -51,6 +54,7 @@ use kubectl::{
     exec::Exec,
     failure::Failure,
     log,
+    port_forward::PortForward,
 };
 
 /// Streams into pods, with kubectl's flags.
@@ -74,6 +78,8 @@ enum Command {
     Attach(Attach),
     /// Copy files and folders into a container, or out of it.
     Cp(Cp),
+    /// Forward local ports to a pod.
+    PortForward(PortForward),
 }
 
 fn main() {
@@ -126,6 +132,10 @@ fn run(flags: Flags) -> Result<(), Failure> {
             Command::Cp(cp) => {
                 cp.check()?;
                 cp.run(&Cluster::load(&flags.cluster).await?).await
+            }
+            Command::PortForward(forward) => {
+                forward.check()?;
+                forward.run(Cluster::load(&flags.cluster).await?).await
             }
         }
     });

@@ -1,10 +1,12 @@
-//! The example kubectl, as a process: which way it goes, what it says, its terminal, its copies. The corpus that it shares
-//! with real kubectls is in `tests/kubectl.rs`.
+//! The example kubectl, as a process: which way it goes, what it says, its terminal, its copies, its forwards. The corpus that it
+//! shares with real kubectls is in `tests/kubectl.rs`.
 
 #[path = "our_kubectl/archives.rs"]
 mod archives;
 #[path = "our_kubectl/copies.rs"]
 mod copies;
+#[path = "our_kubectl/forwards.rs"]
+mod forwards;
 #[path = "our_kubectl/pods.rs"]
 mod pods;
 mod support;

@@ -27,6 +27,11 @@ impl Failure {
         Self { text: String::new(), code }
     }
 
+    /// What would be said.
+    pub(crate) fn into_text(self) -> String {
+        self.text
+    }
+
     /// Says it. Returns the exit code.
     pub(crate) fn report(self) -> i32 {
         if !self.text.is_empty() {

@@ -21,6 +21,16 @@ const KINDS: [(&[&str], &str, &str); 7] = [
     (&["service", "services", "svc"], "/api/v1", "services"),
 ];
 
+/// The Service of that name, if `kind` is one.
+pub(crate) async fn service(cluster: &Cluster, kind: &str, name: &str) -> Result<Option<Value>, Failure> {
+    let (names, group, plural) = KINDS[6];
+    if !names.contains(&kind) {
+        return Ok(None);
+    }
+    let path = format!("{group}/namespaces/{}/{plural}/{}", segment(&cluster.namespace), segment(name));
+    cluster.get(&path).await.map(Some)
+}
+
 /// The best pod of a workload: running and ready ones first. Waits that long until one runs.
 pub(crate) async fn pod_of(cluster: &Cluster, kind: &str, name: &str, wait: Duration) -> Result<Pod, Failure> {
     let unknown = || Failure::error(format!("the server doesn't have a resource type {kind:?}"));

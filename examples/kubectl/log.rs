@@ -13,18 +13,26 @@ pub(crate) fn set(level: u8) {
     LEVEL.store(level, Ordering::Relaxed);
 }
 
-/// Writes a line at this level: date and time in UTC, process, who says it. A terminal in raw mode gets its carriage
-/// return too.
+/// Writes a line at this level.
 pub(crate) fn line(level: u8, file: &str, said: fmt::Arguments<'_>) {
-    if LEVEL.load(Ordering::Relaxed) < level {
-        return;
+    if LEVEL.load(Ordering::Relaxed) >= level {
+        write('I', file, said);
     }
+}
+
+/// Writes an error that does not end the program.
+pub(crate) fn error(file: &str, said: fmt::Arguments<'_>) {
+    write('E', file, said);
+}
+
+/// Date and time in UTC, process, who says it. A terminal in raw mode gets its carriage return too.
+fn write(severity: char, file: &str, said: fmt::Arguments<'_>) {
     let now = OffsetDateTime::now_utc();
     let (month, day) = (u8::from(now.month()), now.day());
     let (hour, minute, second) = now.to_hms();
     let clock = format!("{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{:06}", now.microsecond());
     let end = if super::terminal::is_raw() { "\r" } else { "" };
-    eprintln!("I{clock} {:7} {file}] {said}{end}", process::id());
+    eprintln!("{severity}{clock} {:7} {file}] {said}{end}", process::id());
 }
 
 /// A line of klog's: `klog!(7, "exec.rs", "…")`.

@@ -78,6 +78,12 @@ impl Pod {
         })
     }
 
+    /// The ports that its containers declare.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = &Value> {
+        let containers = self.value.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
+        containers.filter_map(|container| container.get("ports")?.as_array()).flatten()
+    }
+
     fn named(&self, name: &str) -> Option<Container<'_>> {
         LISTS.iter().flat_map(|(pointer, _)| self.list(pointer)).find(|container| container.name == name)
     }

@@ -2,7 +2,7 @@
 
 use std::{env, fmt};
 
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 use tower_kube_streaming::{
@@ -31,18 +31,18 @@ pub(crate) struct Remote<'a> {
 }
 
 enum Executor {
-    Fallback(FallbackExecutor<Logged<WebSocketExecutor<TlsConnect>>, Logged<SpdyExecutor<TlsConnect>>>),
-    Spdy(Logged<SpdyExecutor<TlsConnect>>),
+    Fallback(FallbackExecutor<Asked<WebSocketExecutor<TlsConnect>>, Asked<SpdyExecutor<TlsConnect>>>),
+    Spdy(Asked<SpdyExecutor<TlsConnect>>),
 }
 
 impl<'a> Remote<'a> {
     pub(crate) fn new(cluster: &'a Cluster) -> Self {
-        let spdy = Logged("POST", SpdyExecutor::new(cluster.connect.clone()));
+        let spdy = Asked("POST", SpdyExecutor::new(cluster.connect.clone()));
         let off = env::var(WEBSOCKETS).is_ok_and(|value| value.eq_ignore_ascii_case("false"));
         let executor = if off {
             Executor::Spdy(spdy)
         } else {
-            let websocket = Logged("GET", WebSocketExecutor::new(cluster.connect.clone()));
+            let websocket = Asked("GET", WebSocketExecutor::new(cluster.connect.clone()));
             let policy = FallbackPolicy::new().retry_if(|error| {
                 // kubectl's predicate.
                 let refused = error.rejection().is_some();
@@ -103,23 +103,33 @@ pub(crate) fn segment(text: &str) -> impl fmt::Display + '_ {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
-/// An executor whose requests and answers are logged, with the method it asks by.
-struct Logged<E>(&'static str, E);
+/// An executor or a dialer whose requests and answers are logged, with the method it asks by.
+pub(crate) struct Asked<E>(pub(crate) &'static str, pub(crate) E);
 
-impl<E: Execute> Execute for Logged<E> {
-    async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
-        // Without the query, where the command is.
-        let uri = request.uri();
+impl<E> Asked<E> {
+    /// A request goes out. Its query stays untold: the command is there.
+    pub(crate) fn asks(&self, uri: &Uri) {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         klog!(6, "{} {}://{authority}{}", self.0, uri.scheme_str().unwrap_or_default(), uri.path());
-        let began = Instant::now();
-        let opened = self.1.open(request).await;
-        let code = match &opened {
-            Ok(_) => Some(StatusCode::SWITCHING_PROTOCOLS),
-            Err(error) => error.rejection().map(|rejection| rejection.code()),
+    }
+
+    /// Its answer came, the upgrade unless there is an error.
+    pub(crate) fn answered(&self, began: Instant, error: Option<&ExecuteError>) {
+        let code = match error {
+            None => Some(StatusCode::SWITCHING_PROTOCOLS),
+            Some(error) => error.rejection().map(|rejection| rejection.code()),
         };
         let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
         klog!(6, "Response Status: {code} in {} milliseconds", began.elapsed().as_millis());
+    }
+}
+
+impl<E: Execute> Execute for Asked<E> {
+    async fn open(&self, request: &ExecRequest) -> Result<Opened, ExecuteError> {
+        self.asks(request.uri());
+        let began = Instant::now();
+        let opened = self.1.open(request).await;
+        self.answered(began, opened.as_ref().err());
         if let Ok(opened) = &opened {
             match opened.carrier() {
                 Carrier::Spdy => klog!(4, "The subprotocol is {} over SPDY/3.1", opened.protocol()),

@@ -51,7 +51,14 @@ fn answer(uri: &str) -> (StatusCode, Value) {
     });
     match path {
         "/apis/apps/v1/namespaces/ns/deployments/web" => (StatusCode::OK, json!({ "spec": { "selector": selector } })),
-        "/api/v1/namespaces/ns/services/web" => (StatusCode::OK, json!({ "spec": { "selector": { "app": "web" } } })),
+        "/api/v1/namespaces/ns/services/web" => {
+            let ports = json!([
+                { "port": 80, "name": "http", "targetPort": 8080 },
+                { "port": 443, "targetPort": "tls" },
+            ]);
+            let spec = json!({ "selector": { "app": "web" }, "ports": ports });
+            (StatusCode::OK, json!({ "metadata": { "name": "web" }, "spec": spec }))
+        }
         "/api/v1/namespaces/ns/services/external" => (StatusCode::OK, json!({ "spec": { "externalName": "x" } })),
         "/api/v1/namespaces/ns/pods" if query.contains("app%3Dweb") => {
             let deleted = json!({ "metadata": { "name": "going", "deletionTimestamp": "now" }, "status": { "phase": "Running" } });
@@ -63,7 +70,9 @@ fn answer(uri: &str) -> (StatusCode, Value) {
             ];
             (StatusCode::OK, json!({ "items": pods }))
         }
-        _ if path.ends_with("/exec") => (StatusCode::IM_A_TEAPOT, json!({ "message": "no streams here" })),
+        _ if path.ends_with("/exec") || path.ends_with("/portforward") => {
+            (StatusCode::IM_A_TEAPOT, json!({ "message": "no streams here" }))
+        }
         _ => {
             let message = "deployments.apps \"none\" not found";
             (
@@ -75,7 +84,7 @@ fn answer(uri: &str) -> (StatusCode, Value) {
 }
 
 #[tokio::test]
-async fn a_workload_stands_for_its_best_pod() -> Outcome {
+async fn a_workload_stands_for_its_best_pod_and_a_service_for_its_target_ports() -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let asked = Asked::default();
@@ -89,23 +98,34 @@ async fn a_workload_stands_for_its_best_pod() -> Outcome {
         "current-context": "x",
     });
     fs::write(&kubeconfig, config.to_string()).map_err(|error| error.to_string())?;
-    let run = async |target: &str| {
-        let mut command = ours(true).command(&kubeconfig, &scratch, &["exec", target, "--", "true"]);
+    let run = async |args: &[&str]| {
+        let mut command = ours(true).command(&kubeconfig, &scratch, args);
         let output = command.output().await.map_err(|error| error.to_string())?;
         let asked = std::mem::take(&mut *asked.lock().expect("not poisoned"));
         Ok::<_, String>((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned(), asked))
     };
     for target in ["deployment/web", "deploy/web", "svc/web"] {
-        let (code, said, asked) = run(target).await?;
+        let (code, said, asked) = run(&["exec", target, "--", "true"]).await?;
         ensure!(code == Some(1) && said == "error: unable to upgrade connection: no streams here\n", "{said}");
         // The object, its pods, and the stream over WebSocket and over SPDY: nothing else.
         ensure!(asked.len() == 4 && asked[3].starts_with("POST /api/v1/namespaces/ns/pods/right/exec?"), "{asked:#?}");
     }
-    let (code, said, _) = run("deploy/none").await?;
+    let (code, said, _) = run(&["exec", "deploy/none", "--", "true"]).await?;
     let wanted = "Error from server (NotFound): deployments.apps \"none\" not found\n";
     ensure!(code == Some(1) && said == wanted, "{said}");
-    let (code, said, _) = run("svc/external").await?;
+    let (code, said, _) = run(&["exec", "svc/external", "--", "true"]).await?;
     ensure!(code == Some(1) && said.contains("no selector"), "{said}");
+    for (port, wanted) in [
+        ("80", "error upgrading connection: unable to upgrade connection: no streams here"),
+        ("5000:http", "error upgrading connection: unable to upgrade connection: no streams here"),
+        ("81", "Service web does not have a service port 81"),
+        ("web", "Service 'web' does not have a named port 'web'"),
+        // The Service's port has a name that its pods do not know.
+        ("443", "Pod 'right' does not have a named port 'tls'"),
+    ] {
+        let (code, said, _) = run(&["port-forward", "svc/web", port]).await?;
+        ensure!(code == Some(1) && said == format!("error: {wanted}\n"), "{port}: {said}");
+    }
     server.abort();
     Ok(())
 }

@@ -126,10 +126,13 @@ pub fn clients() -> Vec<Client> {
     choose(MATRIX)
 }
 
+/// What stands for the version of the example kubectl.
+pub const OURS: &str = "of our own";
+
 /// The example kubectl: it asks for WebSocket first, or for SPDY alone.
 pub fn ours(websocket: bool) -> Client {
     let env: Env = if websocket { &[] } else { &[(EXEC, "false"), (PORT_FORWARD, "false")] };
-    Client { version: "of our own", websocket, env, binary: example_path("kubectl") }
+    Client { version: OURS, websocket, env, binary: example_path("kubectl") }
 }
 
 /// The clients to test port-forward with, chosen as [`clients`] are.

@@ -37,6 +37,8 @@ pub enum Event<'a> {
     },
     /// A local program has connected.
     Accepted {
+        /// The address that it connected to.
+        local: SocketAddr,
         /// The program's address.
         peer: SocketAddr,
         /// The port of the pod that it wants.
@@ -44,6 +46,8 @@ pub enum Event<'a> {
     },
     /// One connection failed, alone or with the one to the server.
     ConnectionFailed {
+        /// The address that the local program connected to.
+        local: SocketAddr,
         /// The local program's address.
         peer: SocketAddr,
         /// The port of the pod that it wanted.

@@ -159,7 +159,7 @@ impl Forwarding {
         let shared = Arc::clone(&self.shared);
         let accepting = async move {
             select! {
-                () = shared.accept(listener, port) => {}
+                () = shared.accept(listener, address, port) => {}
                 () = shared.stop.cancelled() => {}
             }
         };
@@ -196,7 +196,7 @@ impl Drop for Forwarding {
 }
 
 impl Shared {
-    async fn accept(self: &Arc<Self>, listener: TcpListener, port: NonZeroU16) {
+    async fn accept(self: &Arc<Self>, listener: TcpListener, local: SocketAddr, port: NonZeroU16) {
         loop {
             let (tcp, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -210,14 +210,14 @@ impl Shared {
             let shared = Arc::clone(self);
             let served = async move {
                 let _place = place;
-                shared.serve(tcp, peer, port).await;
+                shared.serve(tcp, peer, local, port).await;
             };
             self.tasks.spawn(served.in_current_span());
         }
     }
 
-    async fn serve(&self, mut tcp: TcpStream, peer: SocketAddr, port: NonZeroU16) {
-        self.keeper.tell(&Event::Accepted { peer, port });
+    async fn serve(&self, mut tcp: TcpStream, peer: SocketAddr, local: SocketAddr, port: NonZeroU16) {
+        self.keeper.tell(&Event::Accepted { local, peer, port });
         let carried = select! {
             biased;
             () = self.cut.cancelled() => Err(ConnectionError::Stopped),
@@ -227,7 +227,7 @@ impl Shared {
             // The program must not take a part for the whole. If it fails the connection is gone already.
             let _ = tcp.set_zero_linger();
             tracing::debug!(%peer, port, %error, "a forwarded connection failed");
-            self.keeper.tell(&Event::ConnectionFailed { peer, port, error: &error });
+            self.keeper.tell(&Event::ConnectionFailed { local, peer, port, error: &error });
         }
     }
 
