@@ -270,9 +270,12 @@ async fn an_api_that_refuses_us_is_told_apart_from_one_that_is_away() {
 async fn without_its_future_everything_is_asked() {
     let watched = Watched::start().await;
     watched.watches.abort();
-    while watched.seen("demo").await.is_some() {
-        sleep(Duration::from_millis(1)).await;
-    }
+    let closed = async {
+        while watched.seen("demo").await.is_some() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), closed).await.expect("the store is not believed any more");
     watched.script.asked();
     assert!(watched.exec("demo", None).await.is_ok());
     assert_eq!(watched.script.asked(), ["GET /api/v1/namespaces/default/pods/demo", "GET /api/v1/nodes/n1"]);
