@@ -26,7 +26,7 @@ async fn each_way_of_a_forward_is_told() -> Outcome {
         (&[], false, "negotiated protocol: portforward.k8s.io over SPDY/3.1\n"),
         (off, true, "negotiated protocol: portforward.k8s.io over SPDY/3.1\n"),
     ] {
-        let settings = Settings { apiserver: flags, kubelet: flags, objects: "" };
+        let settings = Settings { apiserver: flags, kubelet: flags, ..Settings::default() };
         let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
         let client = ours(websocket);
         let run = Run { lab: &lab, client: &client };

@@ -39,7 +39,7 @@ async fn each_way_through_an_apiserver_and_a_kubelet_carries_every_byte_and_is_t
 
 async fn goes(topology: Topology, way: Way) -> Outcome {
     let flags = if way == Way::Fallback { OFF } else { &[] };
-    let lab = Lab::start_with(topology, Settings { apiserver: flags, kubelet: flags, objects: "" }).await?;
+    let lab = Lab::start_with(topology, Settings { apiserver: flags, kubelet: flags, ..Settings::default() }).await?;
     let client = ours(way != Way::Spdy);
     let run = Run { lab: &lab, client: &client };
 
