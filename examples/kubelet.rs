@@ -86,6 +86,10 @@ struct Flags {
     /// Pods are found by the labels that kubelets give them.
     #[arg(long, value_name = "ENDPOINT", default_value = "process")]
     container_runtime_endpoint: RuntimeEndpoint,
+    /// That runtime serves WebSocket v5 and the port-forward tunnel itself, so that nothing is translated for it. CRI cannot
+    /// tell; `cri_runtime --offer-websocket` does serve them.
+    #[arg(long)]
+    container_runtime_speaks_websocket: bool,
     /// Leaves Pods in the container runtime on stop, and their mirrors at the API server. The next start with that node
     /// name removes them.
     #[arg(long)]
@@ -163,6 +167,9 @@ async fn run(flags: Flags) -> Result<(), Error> {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
     let runtime = match &flags.container_runtime_endpoint {
+        RuntimeEndpoint::Process if flags.container_runtime_speaks_websocket => {
+            return Err("--container-runtime-speaks-websocket is of a runtime that speaks CRI".into());
+        }
         RuntimeEndpoint::Process if flags.pod_logs_dir.is_some() => {
             return Err("--pod-logs-dir is for container runtimes: processes of this host have no logs".into());
         }
@@ -170,7 +177,10 @@ async fn run(flags: Flags) -> Result<(), Error> {
         RuntimeEndpoint::Cri(_) if flags.port_forward_errors.is_some() => {
             return Err("--port-forward-errors is for `process`: a runtime that speaks CRI reports by itself".into());
         }
-        RuntimeEndpoint::Cri(endpoint) => Some((CriRuntime::new(endpoint)?, endpoint)),
+        RuntimeEndpoint::Cri(endpoint) => {
+            let runtime = CriRuntime::new(endpoint)?.speaks_websocket(flags.container_runtime_speaks_websocket);
+            Some((runtime, endpoint))
+        }
     };
     let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
     // The demo's Pod is made of processes of this host.

@@ -132,7 +132,15 @@ pub struct PodSandboxFilter {
 #[derive(Clone, PartialEq, Message)]
 pub struct ListPodSandboxResponse {
     #[prost(message, repeated, tag = "1")]
-    pub items: Vec<Sandbox>,
+    pub items: Vec<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(map = "string, string", tag = "5")]
+    pub labels: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -7,7 +7,7 @@ use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -15,8 +15,8 @@ use super::{
     cri::{
         ContainerConfig, ContainerFilter, ContainerId, ContainerStatus, ContainerStatusResponse,
         CreateContainerRequest, Done, EXITED, ListContainersRequest, ListContainersResponse, ListPodSandboxRequest,
-        ListPodSandboxResponse, PodSandboxConfig, PodSandboxFilter, RUNNING, RunPodSandboxRequest, Runtime, Sandbox,
-        VersionResponse,
+        ListPodSandboxResponse, PodSandbox, PodSandboxConfig, PodSandboxFilter, RUNNING, RunPodSandboxRequest, Runtime,
+        Sandbox, VersionResponse,
     },
     objects::{Key, Kind, Store, items, text, timestamp},
     pod_config::{OURS, container, sandbox, supported},
@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What a look may still take when the kubelet stops. A container that is being created then is removed with its sandbox.
 const LAST_LOOK: Duration = Duration::from_secs(10);
+
+/// How long the kubelet stays for its Pods' removal.
+const REMOVAL: Duration = Duration::from_secs(60);
 
 /// Running Pods.
 #[derive(Debug)]
@@ -72,7 +75,9 @@ impl Pods {
         let request = ListPodSandboxRequest { filter: Some(filter) };
         let ListPodSandboxResponse { items } = runtime.call("ListPodSandbox", request).await?;
         let VersionResponse { runtime_name: name } = runtime.call("Version", Done {}).await?;
-        let sandboxes = items.into_iter().map(|Sandbox { id }| id).collect();
+        // What is not ours must not be removed, whatever the runtime made of the filter.
+        let left = items.into_iter().filter(|found| found.labels.get(OURS).is_some_and(|of| of == node));
+        let sandboxes = left.map(|PodSandbox { id, .. }| id).collect();
         let (node, pods, log_directories) = (node.to_owned(), Vec::new(), Vec::new());
         let mut running = Self { runtime, name, node, pods, sandboxes, logs, log_directories };
         running.remove_all().await?;
@@ -193,9 +198,10 @@ impl Pods {
         }
     }
 
-    /// Ends and removes them all, as far as possible; the first failure is told.
+    /// Ends and removes them all, as far as possible and in a minute; the first failure is told.
     pub async fn remove(mut self) -> Result<(), Error> {
-        self.remove_all().await
+        let late = |_| Err("the container runtime does not answer; the next start removes what is left".into());
+        timeout(REMOVAL, self.remove_all()).await.unwrap_or_else(late)
     }
 
     async fn remove_all(&mut self) -> Result<(), Error> {
