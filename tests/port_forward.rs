@@ -21,7 +21,7 @@ use serde_json::json;
 use support::{
     Outcome, Scratch, count,
     forward::Forward,
-    kubectl::{OURS, Run, forwarder, forwarders, ours},
+    kubectl::{Client, OURS, Run, forwarder, forwarders, ours},
     lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology, sessions_in},
     noise,
     pod::Pod,
