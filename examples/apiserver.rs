@@ -97,7 +97,7 @@ struct Flags {
     client_ca_file: Option<PathBuf>,
     /// Who signs the certificates of front proxies: who the caller is then is what the headers X-Remote-User,
     /// X-Remote-Group, X-Remote-Uid and X-Remote-Extra-… say. From others they are dropped.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
     requestheader_client_ca_file: Option<PathBuf>,
     /// Common names of those certificates, with commas between them; if there is none, any counts.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "requestheader_client_ca_file")]

@@ -12,30 +12,35 @@
 mod support;
 
 use std::{
-    fs,
+    future::ready,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::{PathBuf, absolute},
     process::ExitCode,
     sync::Arc,
 };
 
 use axum::{
     Json, Router,
-    middleware::from_fn,
+    extract::Request,
+    middleware::{from_fn, map_request},
     routing::{any_service, get},
 };
 use clap::{ArgAction, Parser, ValueEnum};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use serde_json::json;
 use support::{
     Context, Error, Stack,
     authn::Authenticator,
     client::ApiClient,
-    exposition, log_to_stderr, mounted,
+    container_logs::ContainerLogs,
+    exposition, log_to_stderr,
+    manifests::manifests,
+    mounted,
     node::Registration,
     objects::{Kind, Store, containers_on},
     pki::{self, CertAndKey},
     pods::Pods,
+    reports::Reports,
     review::Reviewer,
     say,
     server::{Server, stop_signal},
@@ -65,14 +70,15 @@ struct Flags {
     /// data directory]. Read again whenever it is used. Without it only members of system:masters may do anything.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Whether to register the node at that API server, again every 10 seconds.
+    /// Whether to register the node at that API server, again every 10 seconds, with its Lease and its Pods.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
           default_missing_value = "true")]
     register_node: bool,
     /// Name of the node this is.
     #[arg(long, value_name = "NAME", default_value = "demo-node")]
     node_name: String,
-    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod].
+    /// YAML with the Pods of this node, one file or a folder of them [default: the demo's Pod]. The API server has each of
+    /// them as NAME-NODE, a mirror Pod.
     #[arg(long, value_name = "PATH")]
     pod_manifest_path: Option<PathBuf>,
     /// What runs the containers: `process` takes processes of this host for them, `unix:///PATH` is a container runtime's
@@ -80,9 +86,17 @@ struct Flags {
     /// Pods are found by the labels that kubelets give them.
     #[arg(long, value_name = "ENDPOINT", default_value = "process")]
     container_runtime_endpoint: RuntimeEndpoint,
-    /// Leaves Pods in the container runtime on stop. The next start with that node name removes them.
+    /// That runtime serves WebSocket v5 and the port-forward tunnel itself, so that nothing is translated for it. CRI cannot
+    /// tell; `cri_runtime --offer-websocket` does serve them.
+    #[arg(long)]
+    container_runtime_speaks_websocket: bool,
+    /// Leaves Pods in the container runtime on stop, and their mirrors at the API server. The next start with that node
+    /// name removes them.
     #[arg(long)]
     keep_pods: bool,
+    /// Where the container runtime writes what the containers of those Pods say, for `kubectl logs` [default: nowhere].
+    #[arg(long, value_name = "DIR", requires = "pod_manifest_path")]
+    pod_logs_dir: Option<PathBuf>,
     /// What a port-forward's client is told of a connection that failed. `isolate` hides it, so that one failure does not
     /// end kubectl's whole forward. It is for `process`: a runtime that speaks CRI reports by itself [default: report].
     #[arg(long, value_enum)]
@@ -153,11 +167,20 @@ async fn run(flags: Flags) -> Result<(), Error> {
         return Err("--insecure lets everybody in: only on a loopback address".into());
     }
     let runtime = match &flags.container_runtime_endpoint {
+        RuntimeEndpoint::Process if flags.container_runtime_speaks_websocket => {
+            return Err("--container-runtime-speaks-websocket is of a runtime that speaks CRI".into());
+        }
+        RuntimeEndpoint::Process if flags.pod_logs_dir.is_some() => {
+            return Err("--pod-logs-dir is for container runtimes: processes of this host have no logs".into());
+        }
         RuntimeEndpoint::Process => None,
         RuntimeEndpoint::Cri(_) if flags.port_forward_errors.is_some() => {
             return Err("--port-forward-errors is for `process`: a runtime that speaks CRI reports by itself".into());
         }
-        RuntimeEndpoint::Cri(endpoint) => Some((CriRuntime::new(endpoint)?, endpoint)),
+        RuntimeEndpoint::Cri(endpoint) => {
+            let runtime = CriRuntime::new(endpoint)?.speaks_websocket(flags.container_runtime_speaks_websocket);
+            Some((runtime, endpoint))
+        }
     };
     let manifests = flags.pod_manifest_path.as_deref().map_or_else(|| Ok(Vec::new()), manifests)?;
     // The demo's Pod is made of processes of this host.
@@ -177,8 +200,13 @@ async fn run(flags: Flags) -> Result<(), Error> {
     };
     let api = api_client(&flags)?;
     let address = server.address()?;
-    let node = api.clone().filter(|_| flags.register_node);
-    let node = node.map(|api| Registration::new(api, &flags.node_name, address, flags.feature_gates)).transpose()?;
+    let register = api.clone().filter(|_| flags.register_node);
+    let node =
+        register.map(|api| Registration::new(api, &flags.node_name, address, flags.feature_gates)).transpose()?;
+    // The demo's Pod is there already, or nowhere.
+    let mirrored = flags.pod_manifest_path.is_some();
+    let reports = node.map(|node| Reports::new(node, &store, mirrored)).transpose()?;
+    let redirect = reports.as_ref().map(Reports::redirect).unwrap_or_default();
     let reviewer = Reviewer::new(api, &flags.node_name);
     let sessions = Sessions::default();
     let metrics = Arc::new(StreamingMetrics::kubelet());
@@ -193,24 +221,27 @@ async fn run(flags: Flags) -> Result<(), Error> {
     let (streams, pods) = match runtime {
         None => (mounted(process_kubelet(containers_on(&store, &flags.node_name), parts, authorize)), None),
         Some((runtime, endpoint)) => {
-            let pods = Pods::run(endpoint, &flags.node_name, &store).await?;
+            let logs = flags.pod_logs_dir.as_ref().map(|dir| absolute(dir).context(dir.display())).transpose()?;
+            let pods = Pods::run(endpoint, &flags.node_name, &store, logs).await?;
             (mounted(cri_kubelet(runtime, parts, authorize)), Some(pods))
         }
     };
     let keeping = pods.map(|pods| tokio::spawn(pods.keep(store.clone(), stop.clone())));
-    let service = router(store, streams, metrics, reviewer)
+    let logs = ContainerLogs { store: store.clone(), root: flags.pod_logs_dir.clone(), stop: stop.clone() };
+    let service = router(store, logs, streams, metrics, reviewer)
         .layer(authenticator.into_layer())
+        // A mirror Pod stands for what it mirrors.
+        .layer(map_request(move |request: Request| ready(redirect.apply(request))))
         // For anybody, and whatever the API server does: the real kubelet has a port of its own for that.
         .route("/healthz", get(|| async { "ok" }));
 
     say(format_args!("listening on {}", server.url()?));
-    match node {
-        None => say("ready"),
-        Some(node) => {
-            // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another
-            // kubelet of that name may have registered it.
-            tokio::spawn(async move { stop.run_until_cancelled(node.keep(|| say("ready"))).await });
-        }
+    // Whoever waits for `ready` finds the node as this kubelet declares it. Until then we serve as well: another kubelet
+    // of that name may have registered it.
+    let keep = |reports: Reports| tokio::spawn(reports.keep(stop, || say("ready"), flags.keep_pods));
+    let reporting = reports.map(keep);
+    if reporting.is_none() {
+        say("ready");
     }
     let served = server.serve(service, sessions).await;
     let removed = async {
@@ -218,20 +249,11 @@ async fn run(flags: Flags) -> Result<(), Error> {
         let pods = keeping.await.context("looking at the containers")?;
         if flags.keep_pods { Ok(()) } else { pods.remove().await.context("removing the Pods") }
     };
-    served.and(removed.await)
-}
-
-/// The file, or in a folder those that hold YAML; upstream reads every file that is not hidden.
-fn manifests(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+    let removed = removed.await;
+    if let Some(reporting) = reporting {
+        reporting.await.context("reporting to the API server")?;
     }
-    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).context(path.display())?;
-    let yaml =
-        |file: &PathBuf| file.extension().is_some_and(|kind| ["yaml", "yml", "json"].iter().any(|of| kind == *of));
-    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(yaml).collect();
-    files.sort();
-    if files.is_empty() { Err(format!("{}: no YAML in it", path.display()).into()) } else { Ok(files) }
+    served.and(removed)
 }
 
 /// The API server of this kubelet; none where no flag names one.
@@ -242,7 +264,13 @@ fn api_client(flags: &Flags) -> Result<Option<Arc<ApiClient>>, Error> {
 }
 
 /// The real kubelet's routes, all of them behind authorization, as there.
-fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, reviewer: Reviewer) -> Router {
+fn router(
+    store: Arc<Store>,
+    logs: ContainerLogs,
+    streams: Stack,
+    metrics: Arc<StreamingMetrics>,
+    reviewer: Reviewer,
+) -> Router {
     let pods = move || {
         let (pods, _) = store.list(Kind::Pod);
         async move { Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods })) }
@@ -254,6 +282,7 @@ fn router(store: Arc<Store>, streams: Stack, metrics: Arc<StreamingMetrics>, rev
         .route("/portForward/{*pod}", any_service(streams));
     Router::new()
         .route("/pods", get(pods))
+        .route("/containerLogs/{*container}", get(move |uri: Uri| logs.clone().answer(uri)))
         .route("/metrics", get(move || async move { exposition(&[metrics]) }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(from_fn(move |request, next| reviewer.clone().guard(request, next)))

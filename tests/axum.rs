@@ -31,7 +31,7 @@ async fn application(kubelet_port: u16) -> Outcome<Lab> {
     apiserver.ready().await?;
     let kubeconfig = data.join("kubeconfig");
     let (topology, always) = (Topology::TwoProcesses, Vec::new());
-    Ok(Lab { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always })
+    Ok(Lab { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always, behind: None })
 }
 
 async fn lab() -> Outcome<Lab> {

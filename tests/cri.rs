@@ -56,6 +56,10 @@ async fn kubectl_streams_to_containers_of_containerd() -> Outcome {
     let settings = Settings { kubelet: &flags, objects: &victims(), ..Settings::default() };
     let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
     for (number, (version, websocket)) in CLIENTS.into_iter().enumerate() {
+        // One more only where kubectls are asked for: a plain `cargo test` is to stay short.
+        if version == "1.33" && std::env::var_os("KUBECTL_VERSIONS").is_none() {
+            continue;
+        }
         let Some(client) = client(version, websocket) else { continue };
         let run = Run { lab: &lab, client: &client };
         let case = |result: Outcome| result.map_err(|why| format!("{client}: {why}\n{}", lab.logs()));

@@ -4,16 +4,20 @@
 
 mod support;
 
-use std::{fmt, io, num::NonZeroU16, sync::Arc, time::Duration};
+use std::{fmt, fs, io, num::NonZeroU16, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::client::conn::http1 as http1_client;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use sha2::{Digest, Sha256};
 use support::{
     Outcome, Scratch,
     containerd::{Containerd, POD, manifest},
+    count, hex,
+    kubectl::tree,
     lab::example,
     noise,
     process::Process,
@@ -138,6 +142,8 @@ async fn containerd_speaks_with_our_clients_and_through_our_proxy() -> Outcome {
     every_subprotocol_of_websocket_before_v5_runs_commands(&pod)
         .await
         .map_err(|why| format!("every subprotocol of websocket before v5 runs commands: {why}"))?;
+    large_streams_arrive_whole(&pod).await.map_err(|why| format!("large streams arrive whole: {why}"))?;
+    a_tree_is_copied_there_and_back(&pod).await.map_err(|why| format!("a tree is copied there and back: {why}"))?;
     a_terminal_has_its_size_and_is_told_another(&pod)
         .await
         .map_err(|why| format!("a terminal has its size and is told another: {why}"))?;
@@ -249,6 +255,87 @@ async fn every_subprotocol_of_websocket_before_v5_runs_commands(pod: &Pod) -> Ou
     Ok(())
 }
 
+async fn large_streams_arrive_whole(pod: &Pod) -> Outcome {
+    let mebibytes = count(16, 1024);
+    let (block, lines) =
+        (noise(4, 1 << 20), (1_000_000..1_131_072).map(|line| format!("{line}\n")).collect::<String>());
+    let cats = format!("n=0; while [ $n -lt {mebibytes} ]; do cat /tmp/lines; n=$((n+1)); done");
+    let cats = format!("seq 1000000 1131071 >/tmp/lines; {cats}");
+    let limit = Duration::from_secs(count(60, 600));
+    for way in [Way::Direct, Way::Proxied] {
+        let User { mut stdio, mut stdout, .. } = User::typing(Vec::new());
+        let (mut typing, stdin) = duplex(64 << 10);
+        stdio.stdin = Some(Input::new(stdin));
+        let opened = SpdyExecutor::new(TcpConnect).open(&pod.exec(way, &["sha256sum"], false).await?).await;
+        let fed = async {
+            for _ in 0..mebibytes {
+                typing.write_all(&block).await?;
+            }
+            drop(typing);
+            let mut sum = String::new();
+            stdout.read_to_string(&mut sum).await.map(|_| sum)
+        };
+        let all = async { tokio::join!(opened.map_err(text)?.run(stdio), fed).1.map_err(text) };
+        let sum = timeout(limit, all).await.map_err(|_| format!("{way:?}: stdin hangs"))??;
+        ensure!(sum.starts_with(&sha256(&block, mebibytes)), "{way:?}: the container got {sum}");
+
+        for carrier in [Carrier::Spdy, Carrier::WebSocket] {
+            let request = pod.exec(way, &["sh", "-c", &cats], false).await?;
+            let opened = match carrier {
+                Carrier::Spdy => SpdyExecutor::new(TcpConnect).open(&request).await,
+                _ => WebSocketExecutor::new(TcpConnect).protocols([WsProtocol::V4]).open(&request).await,
+            };
+            let User { stdio, mut stdout, .. } = User::typing(Vec::new());
+            let read = async {
+                let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+                while let read @ 1.. = stdout.read(&mut buffer).await? {
+                    hash.update(&buffer[..read]);
+                }
+                Ok::<_, io::Error>(hex(&hash.finalize()))
+            };
+            let both = async { Ok::<_, ExecuteError>(tokio::join!(opened?.run(stdio), read)) };
+            let both = timeout(limit, both).await.map_err(|_| format!("{way:?} {carrier}: stdout hangs"))?;
+            let (exit, sum) = both.map_err(text)?;
+            ensure!(matches!(exit, Ok(Exit::Success)), "{way:?} {carrier}: {exit:?}");
+            ensure!(sum.map_err(text)? == sha256(lines.as_bytes(), mebibytes), "{way:?} {carrier}: stdout differs");
+        }
+    }
+    Ok(())
+}
+
+/// As `cp` does it: an archive into `tar`, and one out of it.
+async fn a_tree_is_copied_there_and_back(pod: &Pod) -> Outcome {
+    let scratch = Scratch::new("cri-tree");
+    let (there, back) = (scratch.dir("there"), scratch.path().join("back"));
+    for (number, file) in ["a", "empty", "sub/b", "sub/sub/name with blanks"].into_iter().enumerate() {
+        let path = there.join(file);
+        fs::create_dir_all(path.parent().expect("in the tree")).map_err(text)?;
+        fs::write(path, noise(number as u64, [70_000, 0, 1, 300_000][number])).map_err(text)?;
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_dir_all("tree", &there).map_err(text)?;
+    let archive = archive.into_inner().map_err(text)?;
+    for way in [Way::Direct, Way::Proxied] {
+        let unpack = pod.exec(way, &["tar", "xf", "-", "-C", "/tmp"], false).await?;
+        let unpacked = run(SpdyExecutor::new(TcpConnect), &unpack, Version::V4.name(), archive.clone()).await?;
+        ensure!(matches!(unpacked.exit, Ok(Exit::Success)), "{way:?}: {unpacked:?}");
+        let pack = pod.exec(way, &["tar", "cf", "-", "-C", "/tmp/tree", "."], false).await?;
+        let opened = SpdyExecutor::new(TcpConnect).open(&pack).await.map_err(text)?;
+        let User { stdio, mut stdout, .. } = User::typing(Vec::new());
+        let mut packed = Vec::new();
+        let both = async { tokio::join!(opened.run(stdio), stdout.read_to_end(&mut packed)) };
+        let (exit, read) = timeout(LIMIT, both).await.map_err(|_| "it hangs")?;
+        ensure!(matches!(exit, Ok(Exit::Success)) && read.is_ok(), "{way:?}: {exit:?}, {read:?}");
+        let _ = fs::remove_dir_all(&back);
+        tar::Archive::new(&*packed).unpack(&back).map_err(text)?;
+        ensure!(tree(&back)? == tree(&there)?, "{way:?}: {:?}", tree(&back)?);
+        let gone = pod.exec(way, &["rm", "-r", "/tmp/tree"], false).await?;
+        let gone = run(SpdyExecutor::new(TcpConnect), &gone, Version::V4.name(), Vec::new()).await?;
+        ensure!(matches!(gone.exit, Ok(Exit::Success)), "{way:?}: {gone:?}");
+    }
+    Ok(())
+}
+
 async fn a_terminal_has_its_size_and_is_told_another(pod: &Pod) -> Outcome {
     const SCRIPT: &str = "until [ \"$(stty size 2>/dev/null)\" = '33 101' ]; do sleep 0.05; done; echo first
         until [ \"$(stty size 2>/dev/null)\" = '44 132' ]; do sleep 0.05; done; echo then; exit 5";
@@ -319,23 +406,29 @@ async fn forward(url: &Uri) -> Outcome<Forward> {
     Ok(forward)
 }
 
+/// The page of the pod's web server, over a connection of its own.
+async fn page(forward: &Forward) -> Outcome {
+    let mut pair = forward.pair(NonZeroU16::new(8080).expect("not 0")).await.map_err(text)?;
+    pair.data.write_all(b"GET / HTTP/1.0\r\n\r\n").await.map_err(text)?;
+    let mut page = String::new();
+    pair.data.read_to_string(&mut page).await.map_err(text)?;
+    ensure!(page.ends_with("\r\n\r\nfrom the pod\n"), "{page}");
+    let said = pair.error.text().await.map_err(text)?;
+    ensure!(said.is_none(), "beside the page: {said:?}");
+    Ok(())
+}
+
 async fn ports_of_the_pod_are_reached(pod: &Pod) -> Outcome {
     for way in [Way::Direct, Way::Proxied] {
         let url = pod.url(way, Subresource::PortForward, "", StreamOptions::default()).await?;
         let forward = forward(&url).await?;
-        let page = async {
-            let mut pair = forward.pair(NonZeroU16::new(8080).expect("not 0")).await.map_err(text)?;
-            pair.data.write_all(b"GET / HTTP/1.0\r\n\r\n").await.map_err(text)?;
-            let mut page = String::new();
-            pair.data.read_to_string(&mut page).await.map_err(text)?;
-            ensure!(page.ends_with("\r\n\r\nfrom the pod\n"), "{page}");
-            ensure!(pair.error.text().await.map_err(text)?.is_none(), "an error beside the page");
-            Ok(())
-        };
-        timeout(LIMIT, page).await.map_err(|_| format!("{way:?}: it hangs"))??;
+        timeout(LIMIT, page(&forward)).await.map_err(|_| format!("{way:?}: it hangs"))??;
         let refused = async { forward.pair(NonZeroU16::MIN).await?.error.text().await };
         let said = timeout(LIMIT, refused).await.map_err(|_| format!("{way:?}: it hangs"))?.map_err(text)?;
         ensure!(said.as_ref().is_some_and(|said| said.contains("port 1 ")), "{way:?}: {said:?}");
+        let pages = timeout(LIMIT, join_all((0..200).map(|_| page(&forward)))).await;
+        let failed: Vec<_> = pages.map_err(|_| "they hang")?.into_iter().filter_map(Result::err).collect();
+        ensure!(failed.is_empty(), "{way:?}: {} of 200 failed: {failed:?}", failed.len());
         forward.close();
     }
     Ok(())

@@ -110,7 +110,7 @@ async fn containers_that_end_are_started_again_as_their_pod_says() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_container_that_was_killed_or_taken_away_comes_back() -> Outcome {
+async fn a_container_that_was_killed_comes_back() -> Outcome {
     let Some(containerd) = Containerd::start()? else { return Ok(()) };
     let Some(client) = client("1.37", true) else { return Ok(()) };
     let lab = lab(&containerd, POD).await?;

@@ -132,6 +132,18 @@ async fn a_request_goes_on_without_what_was_for_one_connection() {
 }
 
 #[tokio::test]
+async fn a_client_cannot_have_dropped_who_a_request_is_for() {
+    let (upstream, _stop) = before(echo_of_heads()).await;
+    let who = ["authorization", "impersonate-user", "impersonate-extra-scopes", "x-remote-user", "x-remote-group"];
+    let request = who.iter().fold(Request::get("/api"), |request, name| request.header(*name, "somebody"));
+    let request = request.header("connection", who.join(", ")).body(Body::empty()).unwrap();
+    let answer = text(upstream.forward(request, Via::Plain).await).await;
+    for name in who {
+        assert!(answer.contains(&format!("{name}: somebody")), "{name} is missing: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_comes_back_without_what_was_for_one_connection() {
     let answer = || async {
         let mut headers = HeaderMap::new();

@@ -1,9 +1,9 @@
 //! Real kubectl against the examples, started as real processes.
 //!
 //! Every client of the matrix (`support/kubectl.rs`), and the example kubectl over WebSocket and over SPDY, runs every case:
-//! in one process, through a kubelet that translates WebSocket itself, and through one that leaves it to the API server
-//! (`support/lab.rs`). A failure names client, topology and case. `KUBECTL_VERSIONS`, `KUBECTL_DIR`, `REQUIRE_REAL` and
-//! `TEST_COUNTS` are explained there and in CONTRIBUTING.md.
+//! in one process, through a kubelet that translates WebSocket itself, through one that leaves it to the API server, and
+//! through a gateway in front (`support/lab.rs`). A failure names client, topology and case. `KUBECTL_VERSIONS`,
+//! `KUBECTL_DIR`, `REQUIRE_REAL` and `TEST_COUNTS` are explained there and in CONTRIBUTING.md.
 
 mod support;
 
@@ -17,7 +17,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use support::{
     Outcome, count,
-    kubectl::{Input, Run, clients, ours, tree},
+    kubectl::{Client, Input, Run, clients, ours, tree},
     lab::{Lab, NO_WEBSOCKETS, Settings, Topology, sessions_in},
     noise, sha256,
     terminal::Terminal,
@@ -44,11 +44,17 @@ async fn kubectl_works_through_a_kubelet_that_speaks_websocket() {
     corpus(Topology::TwoProcesses, true).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_works_through_a_gateway_in_front_of_a_cluster() {
+    corpus(Topology::Gateway, true).await;
+}
+
 /// `passed`: the API server passes WebSocket on to the kubelet, which translates it.
 async fn corpus(topology: Topology, passed: bool) {
     let settings = Settings { kubelet: if passed { &[] } else { NO_WEBSOCKETS }, ..Settings::default() };
     let mut failures = Vec::new();
-    for client in clients().into_iter().chain([true, false].map(ours)) {
+    let wanted = |client: &Client| topology != Topology::Gateway || client.is_at_an_end();
+    for client in clients().into_iter().filter(wanted).chain([true, false].map(ours)) {
         let started = Instant::now();
         // A lab for each client, so that every session in its log is this client's.
         let lab = match Lab::start_with(topology, settings).await {
@@ -301,7 +307,7 @@ async fn session_log(run: &Run<'_>, passed: bool) -> Outcome {
     log.until(Duration::from_secs(10), "a terminal's session", |text| text.contains("tty=true")).await?;
     let sessions = run.lab.sessions();
     let client_side: Vec<_> = match run.lab.topology {
-        Topology::TwoProcesses => sessions.iter().collect(),
+        Topology::TwoProcesses | Topology::Gateway => sessions.iter().collect(),
         // In one process the kubelet's half may log too, and what comes in there is not what the client spoke.
         Topology::AllInOne => sessions.iter().filter(|session| session.field("protocol.in") == wanted).collect(),
     };

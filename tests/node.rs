@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use support::{
@@ -10,6 +10,10 @@ use support::{
     http::url,
     kubectl::{Client, Run, client},
     lab::{Lab, NO_WEBSOCKETS, Session, Settings, Topology, sessions_in},
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -137,5 +141,54 @@ async fn a_lab_tells_the_metrics_of_both_processes() -> Outcome {
     ensure!(apiserver.contains(passed), "{apiserver}");
     let served = r#"kubelet_websocket_streaming_requests_total{subresource="exec"} 1"#;
     ensure!(kubelet.contains(served), "{kubelet}");
+    lab.stop().await
+}
+
+/// One field of the node's Lease, as kubectl prints it.
+async fn lease(run: &Run<'_>, path: &str) -> Outcome<String> {
+    let path = format!("jsonpath={{{path}}}");
+    let args = ["get", "lease", "-n", "kube-node-lease", "demo-node", "-o", &path];
+    Ok(run.kubectl(&args).await?.exits(0)?.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_keeps_its_lease_and_its_heartbeat_fresh() -> Outcome {
+    let Some(client) = client("1.37", true) else { return Ok(()) };
+    let mut lab = Lab::start(Topology::TwoProcesses).await?;
+    for restarted in [false, true] {
+        if restarted {
+            lab.restart_apiserver(&[]).await?;
+        }
+        let run = Run { lab: &lab, client: &client };
+        // The kubelet renews every 10 seconds; what is watched for are two renewals, or the first and the one after it.
+        for (resource, path, namespace) in [
+            ("lease", ".spec.renewTime", "kube-node-lease"),
+            ("node", ".status.conditions[?(@.type==\"Ready\")].lastHeartbeatTime", "default"),
+        ] {
+            let output = format!("jsonpath={{{path}}}{{\"\\n\"}}");
+            let args =
+                ["get", resource, "-n", namespace, "--field-selector=metadata.name=demo-node", "-w", "-o", &output];
+            let mut kubectl = run.command(&args).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+            let mut lines = BufReader::new(kubectl.stdout.take().expect("stdout is piped")).lines();
+            let mut times = Vec::new();
+            let two = async {
+                while times.len() < 2 {
+                    let line = lines.next_line().await.map_err(|error| error.to_string())?.ok_or("kubectl ended")?;
+                    if !line.is_empty() && times.last() != Some(&line) {
+                        times.push(line);
+                    }
+                }
+                Ok::<_, String>(())
+            };
+            timeout(LIMIT, two).await.map_err(|_| format!("{resource}: no renewal\n{}", lab.logs()))??;
+            ensure!(times[0] < times[1], "{resource}: {times:?}");
+            kubectl.kill().await.map_err(|error| error.to_string())?;
+        }
+        let holder = lease(&run, ".spec.holderIdentity} {.spec.leaseDurationSeconds").await?;
+        let owner = lease(&run, ".metadata.ownerReferences[0].kind} {.metadata.ownerReferences[0].name").await?;
+        let uid = lease(&run, ".metadata.ownerReferences[0].uid").await?;
+        let node = run.kubectl(&["get", "node", "demo-node", "-o", "jsonpath={.metadata.uid}"]).await?.exits(0)?;
+        ensure!(holder == "demo-node 40" && owner == "Node demo-node" && uid == node.stdout, "{holder} {owner} {uid}");
+    }
     lab.stop().await
 }

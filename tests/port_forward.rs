@@ -1,7 +1,7 @@
 //! Real kubectl forwards ports, through the examples as real processes, to a real web server.
 //!
 //! Every client that forwards (`support/kubectl.rs`) runs every case, in one process, through a kubelet that ends tunnels
-//! itself, and through one that leaves it to the API server (`support/lab.rs`). A failure names client, topology and case. The variables are those of `tests/kubectl.rs`.
+//! itself, through one that leaves it to the API server, and through a gateway in front (`support/lab.rs`). A failure names client, topology and case. The variables are those of `tests/kubectl.rs`.
 
 mod support;
 
@@ -62,6 +62,11 @@ async fn kubectl_forwards_ports_through_a_kubelet_that_speaks_websocket() {
     corpus(Topology::TwoProcesses, true).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_forwards_ports_through_a_gateway_in_front_of_a_cluster() {
+    corpus(Topology::Gateway, true).await;
+}
+
 /// `passed`: the API server passes the tunnel on to the kubelet, which ends it.
 async fn corpus(topology: Topology, passed: bool) {
     let settings = Settings { kubelet: if passed { &[] } else { NO_WEBSOCKETS }, ..Settings::default() };
@@ -71,7 +76,8 @@ async fn corpus(topology: Topology, passed: bool) {
         Err(why) => panic!("{topology}: {why}"),
     };
     let mut failures = Vec::new();
-    for client in forwarders().into_iter().chain([true, false].map(ours)) {
+    let clients = forwarders().into_iter().chain([true, false].map(ours));
+    for client in clients.filter(|client| topology != Topology::Gateway || client.is_at_an_end()) {
         let started = Instant::now();
         let run = Run { lab: &lab, client: &client };
         // Clients take turns, so what is new in the log is this one's.

@@ -5,30 +5,25 @@ mod support;
 
 use std::{
     fs,
-    net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use support::{
-    Outcome, count,
+    Outcome,
+    balancer::Balancer,
+    count,
     forward::Forward,
     http::url,
     kubectl::{Client, client},
     lab::{Lab, Session, Settings, Topology, sessions_in},
     pod::Pod,
-    process::{Process, Written},
+    process::Process,
+    shell::Shell,
     through,
 };
-use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional},
-    net::{TcpListener, TcpStream},
-    process::Command,
-    task::{AbortHandle, JoinSet},
-    time::timeout,
-};
+use tokio::{process::Command, task::JoinSet};
 
 const V4: &str = "v4.channel.k8s.io";
 const V5: &str = "v5.channel.k8s.io";
@@ -61,14 +56,15 @@ async fn two_apiservers_with_different_gates_behind_one_balancer_lose_no_exec() 
         let Some(client) = client(version, websocket) else { continue };
         let cluster = Cluster::start(true).await?;
         let other = cluster.another_apiserver(&[ALL_OFF]).await?;
-        let balancer = Balancer::start(&cluster, [&cluster.lab.apiserver, &other]).await?;
+        let balancer = Balancer::start(&[url(&cluster.lab.apiserver)?, url(&other)?]).await?;
+        let kubeconfig = cluster.kubeconfig_at(&balancer.url())?;
         let mut running = JoinSet::new();
         let mut ended: Vec<Outcome> = Vec::new();
         for _ in 0..execs {
             if running.len() == AT_ONCE {
                 ended.extend(running.join_next().await.map(|ended| ended.expect("no exec panics")));
             }
-            let command = echoing(&client, &cluster.lab, &balancer.kubeconfig, "demo");
+            let command = echoing(&client, &cluster.lab, &kubeconfig, "demo");
             running.spawn(said(command, "demo"));
         }
         ended.extend(running.join_all().await);
@@ -286,79 +282,6 @@ impl Cluster {
             ensure!(status.success(), "another one ended with {status} on SIGTERM");
         }
         self.lab.stop().await
-    }
-}
-
-/// A running `kubectl exec -i … cat`.
-struct Shell {
-    kubectl: tokio::process::Child,
-    stdout: Written,
-    stderr: Written,
-}
-
-impl Shell {
-    fn start(command: &mut Command) -> Outcome<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut kubectl = command.spawn().map_err(|error| error.to_string())?;
-        let stdout = Written::collect(kubectl.stdout.take().expect("stdout is piped"));
-        let stderr = Written::collect(kubectl.stderr.take().expect("stderr is piped"));
-        Ok(Self { kubectl, stdout, stderr })
-    }
-
-    /// Its session lives: what goes in comes out.
-    async fn answers(&mut self, to: usize) -> Outcome {
-        let lines = self.stdout.text().lines().count();
-        let line = format!("line {to}, the {lines}th\n");
-        let stdin = self.kubectl.stdin.as_mut().expect("stdin is piped");
-        stdin.write_all(line.as_bytes()).await.map_err(|error| error.to_string())?;
-        let echoed = self.stdout.until(PATIENCE, "the echo", |text| text.ends_with(&line)).await;
-        echoed.map_err(|why| format!("{why}; on stderr: {}", self.stderr.text()))?;
-        Ok(())
-    }
-
-    /// Ends it as a user does.
-    async fn exits(mut self) -> Outcome {
-        drop(self.kubectl.stdin.take());
-        let status = timeout(PATIENCE, self.kubectl.wait()).await.map_err(|_| "kubectl still runs")?;
-        ensure!(status.is_ok_and(|status| status.success()), "kubectl failed: {}", self.stderr.text());
-        Ok(())
-    }
-}
-
-/// A TCP balancer: connections go to the servers in turn.
-struct Balancer {
-    kubeconfig: PathBuf,
-    accepting: AbortHandle,
-}
-
-impl Balancer {
-    async fn start(cluster: &Cluster, servers: [&Process; 2]) -> Outcome<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| error.to_string())?;
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
-        let mut addresses = Vec::new();
-        for server in servers {
-            addresses.push(url(server)?.trim_start_matches("https://").to_owned());
-        }
-        let accepting = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            for server in addresses.iter().cycle() {
-                let Ok((mut client, _)) = listener.accept().await else { return };
-                let server = server.clone();
-                connections.spawn(async move {
-                    let mut server = TcpStream::connect(server).await?;
-                    copy_bidirectional(&mut client, &mut server).await
-                });
-                while connections.try_join_next().is_some() {}
-            }
-        });
-        let kubeconfig = cluster.kubeconfig_at(&format!("https://{address}"))?;
-        Ok(Self { kubeconfig, accepting: accepting.abort_handle() })
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        self.accepting.abort();
     }
 }
 

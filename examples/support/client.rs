@@ -59,7 +59,11 @@ pub struct ApiClient {
 /// What a request is about.
 #[derive(Clone, Copy, Debug)]
 pub enum Ask<'a> {
+    Get,
     Post(&'a Value),
+    Put(&'a Value),
+    /// With `DeleteOptions`.
+    Delete(&'a Value),
     /// RFC 7386.
     MergePatch(&'a Value),
 }
@@ -138,8 +142,11 @@ impl Endpoint {
 
     async fn ask(&self, path: &str, ask: Ask<'_>) -> Result<(StatusCode, Value), Error> {
         let (method, kind, body) = match ask {
-            Ask::Post(body) => (Method::POST, "application/json", body),
-            Ask::MergePatch(body) => (Method::PATCH, "application/merge-patch+json", body),
+            Ask::Get => (Method::GET, "application/json", String::new()),
+            Ask::Post(body) => (Method::POST, "application/json", body.to_string()),
+            Ask::Put(body) => (Method::PUT, "application/json", body.to_string()),
+            Ask::Delete(body) => (Method::DELETE, "application/json", body.to_string()),
+            Ask::MergePatch(body) => (Method::PATCH, "application/merge-patch+json", body.to_string()),
         };
         let mut request = Request::builder()
             .method(method)
@@ -149,7 +156,7 @@ impl Endpoint {
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        let response = self.http.request(request.body(Full::from(body.to_string()))?).await.map_err(with_sources)?;
+        let response = self.http.request(request.body(Full::from(body))?).await.map_err(with_sources)?;
         let code = response.status();
         let body = Limited::new(response.into_body(), ANSWER).collect().await.map_err(|error| error.to_string())?;
         let answer = serde_json::from_slice(&body.to_bytes());

@@ -65,6 +65,9 @@ pub struct PodSandboxConfig {
     pub metadata: Option<PodSandboxMetadata>,
     #[prost(string, tag = "2")]
     pub hostname: String,
+    /// A folder for what the containers say; empty, and they are not written down.
+    #[prost(string, tag = "3")]
+    pub log_directory: String,
     #[prost(map = "string, string", tag = "6")]
     pub labels: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
@@ -129,7 +132,15 @@ pub struct PodSandboxFilter {
 #[derive(Clone, PartialEq, Message)]
 pub struct ListPodSandboxResponse {
     #[prost(message, repeated, tag = "1")]
-    pub items: Vec<Sandbox>,
+    pub items: Vec<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(map = "string, string", tag = "5")]
+    pub labels: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -166,6 +177,9 @@ pub struct ContainerConfig {
     pub envs: Vec<KeyValue>,
     #[prost(map = "string, string", tag = "9")]
     pub labels: HashMap<String, String>,
+    /// A file in the sandbox's `log_directory`.
+    #[prost(string, tag = "11")]
+    pub log_path: String,
     #[prost(bool, tag = "12")]
     pub stdin: bool,
     #[prost(bool, tag = "13")]

@@ -27,17 +27,16 @@ pub fn completed(mut object: Value, key: &Key) -> Result<Value, String> {
         return Err("spec.containers needs at least one container, and each a name".to_owned());
     }
     if object.get("status").is_none() {
-        let status = if text(&object, "/spec/nodeName").is_some() {
-            running(containers, &now)
-        } else {
-            json!({ "phase": "Pending" })
-        };
+        let status =
+            if text(&object, "/spec/nodeName").is_some() { running(containers) } else { json!({ "phase": "Pending" }) };
         object["status"] = status;
     }
     Ok(object)
 }
 
-fn running(containers: &[Value], now: &str) -> Value {
+/// The status of a Pod whose containers all run, since now.
+pub fn running(containers: &[Value]) -> Value {
+    let now = timestamp(OffsetDateTime::now_utc());
     let statuses = containers.iter().map(|container| {
         json!({
             "name": container["name"], "image": container["image"], "imageID": "", "ready": true, "started": true,
@@ -67,6 +66,11 @@ pub fn timestamp(at: OffsetDateTime) -> String {
         time.minute(),
         time.second()
     )
+}
+
+/// The same in microseconds, as Kubernetes' `MicroTime`.
+pub fn micro_timestamp(at: OffsetDateTime) -> String {
+    format!("{}.{:06}Z", timestamp(at).trim_end_matches('Z'), at.microsecond())
 }
 
 fn uuid() -> String {

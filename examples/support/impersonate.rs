@@ -13,7 +13,8 @@ use super::{
     rbac::{About, Asked, RbacAuthorizer},
 };
 
-const PREFIX: &str = "impersonate-";
+/// The names of all these headers begin so.
+pub const PREFIX: &str = "impersonate-";
 const ANONYMOUS: &str = "system:anonymous";
 /// Each name costs a question. A user may well be in hundreds of groups.
 const MAX_RIGHTS: usize = 512;

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::objects::text;
 
 /// The kinds of object there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Node,
     Pod,
@@ -85,7 +85,7 @@ impl Kind {
 }
 
 /// Names one object; a Node's namespace is empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     pub kind: Kind,
     pub namespace: String,

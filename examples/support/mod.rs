@@ -10,9 +10,11 @@
 //! | `reviews`, `identity`, `protobuf` | questions about that, and about tokens; the form in which kubectl asks them |
 //! | `kinds`, `objects`, `history`, `defaults` | Nodes, Pods and Leases in memory; their latest changes; what a server adds to a new one |
 //! | `features`, `patch`, `locate` | what nodes declare; changes to objects; from a pod to its kubelet's URL |
-//! | `client`, `node`, `review` | a kubelet at its API server: the client, its Node, and who may do what with it |
+//! | `client`, `node`, `lease`, `mirror`, `told`, `review` | a kubelet at its API server: the client, its Node, Lease and static Pods; and who may do what with it |
+//! | `reports` | all that a kubelet keeps there |
 //! | `stack` | the kubelet's streaming stack, over processes of this host or over a container runtime |
 //! | `cri`, `pods` | a container runtime's calls for Pods; Pods of manifests as its sandboxes and containers |
+//! | `manifests`, `container_logs` | which files hold them; what their containers have said |
 //! | `pod_config`, `pod_status`, `restarts` | what such a Pod asks for; what is seen of it; when it is started again |
 //! | `gateway` | in front of an existing cluster: forwards, and asks there who may |
 //! | `api`, `at`, `discovery`, `list`, `selector`, `watch`, `table`, `logs` | the rest of the Kubernetes API that clients need around a stream |
@@ -26,6 +28,7 @@ pub mod at;
 pub mod authn;
 pub mod authz;
 pub mod client;
+pub mod container_logs;
 pub mod cri;
 pub mod defaults;
 pub mod discovery;
@@ -36,9 +39,12 @@ pub mod identity;
 pub mod impersonate;
 pub mod kinds;
 pub mod kubeconfig;
+pub mod lease;
 pub mod list;
 pub mod locate;
 pub mod logs;
+pub mod manifests;
+pub mod mirror;
 pub mod node;
 pub mod objects;
 pub mod patch;
@@ -49,6 +55,7 @@ pub mod pods;
 pub mod policy;
 pub mod protobuf;
 pub mod rbac;
+pub mod reports;
 pub mod restarts;
 pub mod review;
 pub mod reviews;
@@ -58,6 +65,7 @@ pub mod stack;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod told;
 pub mod watch;
 
 use std::{

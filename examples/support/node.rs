@@ -11,12 +11,14 @@ use std::{
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::time::sleep;
 use tower_kube_streaming::{FeatureGates, Gate};
 
 use super::{
     Error,
     client::{ApiClient, Ask, complaint},
+    objects::{is_name, text, timestamp},
 };
 
 /// Between two updates: upstream's `nodeStatusUpdateFrequency`. An API server that lost its objects with a restart knows
@@ -24,13 +26,12 @@ use super::{
 const UPDATE: Duration = Duration::from_secs(10);
 /// Between two tries.
 const RETRY: Duration = Duration::from_secs(1);
-/// Upstream's limit for the name of an object.
-const NAME: usize = 253;
 
 /// A Node, and where it is registered.
 pub struct Registration {
     api: Arc<ApiClient>,
     name: String,
+    address: IpAddr,
     status: Value,
 }
 
@@ -38,13 +39,26 @@ impl Registration {
     /// A node whose kubelet listens there.
     pub fn new(api: Arc<ApiClient>, name: &str, listens: SocketAddr, gates: FeatureGates) -> Result<Self, Error> {
         // It becomes part of a URL.
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
-        let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        let bytes = name.as_bytes();
-        if bytes.len() > NAME || !bytes.iter().copied().all(plain) || !ends(bytes.first()) || !ends(bytes.last()) {
+        if !is_name(name) {
             return Err(format!("--node-name {name:?} is no name of an object").into());
         }
-        Ok(Self { api, name: name.to_owned(), status: status(listens, gates) })
+        let started = timestamp(OffsetDateTime::now_utc());
+        let address = address(listens);
+        let status = status(address, listens.port(), gates, &started);
+        Ok(Self { api, name: name.to_owned(), address, status })
+    }
+
+    pub fn api(&self) -> &Arc<ApiClient> {
+        &self.api
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its kubelet is.
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// Registers the node until it is stopped, and calls `registered` after the first time. A failure is a warning, once
@@ -82,7 +96,9 @@ impl Registration {
     /// Updates the node, or creates it if it is not there, which is told.
     async fn once(&self) -> Result<bool, Error> {
         let path = format!("/api/v1/nodes/{}/status", self.name);
-        let patch = json!({ "status": self.status });
+        let mut status = self.status.clone();
+        status["conditions"][0]["lastHeartbeatTime"] = timestamp(OffsetDateTime::now_utc()).into();
+        let patch = json!({ "status": status });
         let (code, answer) = self.api.ask(&path, Ask::MergePatch(&patch)).await?;
         match code {
             StatusCode::OK => return Ok(false),
@@ -93,7 +109,7 @@ impl Registration {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": { "name": self.name, "labels": { "kubernetes.io/hostname": self.name } },
-            "status": self.status,
+            "status": status,
         });
         // `null` means "remove", and only to a patch.
         if let Some(status) = node["status"].as_object_mut() {
@@ -107,20 +123,37 @@ impl Registration {
     }
 }
 
-/// As a merge patch: lists are replaced whole, so that no address and no feature of an earlier life is left.
-fn status(listens: SocketAddr, gates: FeatureGates) -> Value {
-    let address = match listens.ip() {
+/// The address at which clients find who listens there.
+fn address(listens: SocketAddr) -> IpAddr {
+    match listens.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
-    };
+    }
+}
+
+/// The node as the owner of what its kubelet makes.
+pub async fn owner(api: &ApiClient, node: &str) -> Result<Value, Error> {
+    let path = format!("/api/v1/nodes/{node}");
+    let (code, object) = api.ask(&path, Ask::Get).await?;
+    match text(&object, "/metadata/uid") {
+        Some(uid) if code == StatusCode::OK => {
+            Ok(json!({ "apiVersion": "v1", "kind": "Node", "name": node, "uid": uid }))
+        }
+        _ => Err(format!("GET {path}: {}", complaint(code, &object)).into()),
+    }
+}
+
+/// As a merge patch: lists are replaced whole, so that no address and no feature of an earlier life is left.
+fn status(address: IpAddr, port: u16, gates: FeatureGates, started: &str) -> Value {
     let ready = json!({
         "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status",
+        "lastTransitionTime": started,
     });
     json!({
         "addresses": [{ "type": "InternalIP", "address": address.to_string() }],
         "conditions": [ready],
-        "daemonEndpoints": { "kubeletEndpoint": { "Port": listens.port() } },
+        "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
         "nodeInfo": { "kubeletVersion": "v1.36.2" },
         "declaredFeatures": declared(gates),
     })

@@ -13,14 +13,14 @@ use tokio::sync::watch;
 
 use super::{
     Context, Error,
-    defaults::completed,
+    defaults::{completed, running},
     features,
     history::{Change, History},
     policy::Policy,
 };
 pub use super::{
     defaults::timestamp,
-    kinds::{Key, Kind},
+    kinds::{Key, Kind, is_name},
 };
 
 /// The demo cluster.
@@ -208,12 +208,17 @@ impl Store {
         features::check(object).map_err(|why| Refused::Invalid(format!("Node {:?} is invalid: {why}", key.name)))
     }
 
-    /// Puts every Pod on this node: a kubelet's static Pods are its own.
+    /// Puts every Pod on this node, where it runs: a kubelet's static Pods are its own.
     pub fn assign_all_pods(&self, node: &str) {
         for pod in self.list(Kind::Pod).0 {
             if let Ok(key) = Key::of(&pod) {
                 // Only what a node says of its features may be refused.
-                let _ = self.update(&key, |pod| pod["spec"]["nodeName"] = node.into());
+                let _ = self.update(&key, |pod| {
+                    pod["spec"]["nodeName"] = node.into();
+                    if pod["status"]["phase"] == "Pending" {
+                        pod["status"] = running(items(pod, "/spec/containers"));
+                    }
+                });
             }
         }
     }

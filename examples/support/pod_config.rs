@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Error,
+    Error, container_logs,
     cri::{
         CONTAINER, ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig,
         LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE, NamespaceOption, POD,
@@ -51,6 +51,7 @@ pub fn sandbox(pod: &Value, node: &str) -> PodSandboxConfig {
         hostname: if network == NODE { String::new() } else { name.clone() },
         labels: labels.map(|(label, value)| (label.to_owned(), value.to_owned())).into(),
         metadata: Some(PodSandboxMetadata { name, uid, namespace }),
+        log_directory: String::new(),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext { namespace_options }),
         }),
@@ -72,7 +73,9 @@ pub fn container(container: &Value, sandbox: &PodSandboxConfig) -> Result<Contai
     });
     let security = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let namespace_options = security.and_then(|security| security.namespace_options);
+    let logged = !sandbox.log_directory.is_empty();
     Ok(ContainerConfig {
+        log_path: if logged { container_logs::file(&name) } else { String::new() },
         image: Some(ImageSpec { image: field("/image") }),
         command: words("/command"),
         args: words("/args"),

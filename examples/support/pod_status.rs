@@ -80,7 +80,8 @@ impl Ended {
 }
 
 pub fn shortened(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MESSAGE));
+    let end = (0..=MESSAGE.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.truncate(end);
     text
 }
 

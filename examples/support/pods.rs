@@ -3,20 +3,20 @@
 //! Images have to be there already. The containers are looked at every second, as upstream's PLEG does it, and started
 //! again as the Pod's `restartPolicy` says. What is seen is the Pods' `status` in the [`Store`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Error,
+    Context, Error, container_logs,
     cri::{
         ContainerConfig, ContainerFilter, ContainerId, ContainerStatus, ContainerStatusResponse,
         CreateContainerRequest, Done, EXITED, ListContainersRequest, ListContainersResponse, ListPodSandboxRequest,
-        ListPodSandboxResponse, PodSandboxConfig, PodSandboxFilter, RUNNING, RunPodSandboxRequest, Runtime, Sandbox,
-        VersionResponse,
+        ListPodSandboxResponse, PodSandbox, PodSandboxConfig, PodSandboxFilter, RUNNING, RunPodSandboxRequest, Runtime,
+        Sandbox, VersionResponse,
     },
     objects::{Key, Kind, Store, items, text, timestamp},
     pod_config::{OURS, container, sandbox, supported},
@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What a look may still take when the kubelet stops. A container that is being created then is removed with its sandbox.
 const LAST_LOOK: Duration = Duration::from_secs(10);
 
+/// How long the kubelet stays for its Pods' removal.
+const REMOVAL: Duration = Duration::from_secs(60);
+
 /// Running Pods.
 #[derive(Debug)]
 pub struct Pods {
@@ -39,6 +42,9 @@ pub struct Pods {
     node: String,
     pods: Vec<Pod>,
     sandboxes: Vec<String>,
+    /// Where the runtime writes what containers say, if anywhere; and the folders of these Pods there.
+    logs: Option<PathBuf>,
+    log_directories: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -63,14 +69,17 @@ struct Container {
 
 impl Pods {
     /// Runs the store's Pods, and removes first what an earlier run for that node has left. If one cannot be run, none is.
-    pub async fn run(endpoint: &str, node: &str, store: &Store) -> Result<Self, Error> {
+    pub async fn run(endpoint: &str, node: &str, store: &Store, logs: Option<PathBuf>) -> Result<Self, Error> {
         let runtime = Runtime::new(endpoint)?;
         let filter = PodSandboxFilter { label_selector: ours(node) };
         let request = ListPodSandboxRequest { filter: Some(filter) };
         let ListPodSandboxResponse { items } = runtime.call("ListPodSandbox", request).await?;
         let VersionResponse { runtime_name: name } = runtime.call("Version", Done {}).await?;
-        let sandboxes = items.into_iter().map(|Sandbox { id }| id).collect();
-        let mut running = Self { runtime, name, node: node.to_owned(), pods: Vec::new(), sandboxes };
+        // What is not ours must not be removed, whatever the runtime made of the filter.
+        let left = items.into_iter().filter(|found| found.labels.get(OURS).is_some_and(|of| of == node));
+        let sandboxes = left.map(|PodSandbox { id, .. }| id).collect();
+        let (node, pods, log_directories) = (node.to_owned(), Vec::new(), Vec::new());
+        let mut running = Self { runtime, name, node, pods, sandboxes, logs, log_directories };
         running.remove_all().await?;
 
         for pod in store.list(Kind::Pod).0 {
@@ -89,7 +98,13 @@ impl Pods {
     async fn start(&mut self, pod: &Value) -> Result<(), Error> {
         supported(pod)?;
         let policy = Policy::of(pod)?;
-        let config = sandbox(pod, &self.node);
+        let mut config = sandbox(pod, &self.node);
+        if let Some(logs) = &self.logs {
+            let directory = container_logs::directory(logs, pod);
+            container_logs::make(&directory, pod)?;
+            config.log_directory = directory.display().to_string();
+            self.log_directories.push(directory);
+        }
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let Sandbox { id } = self.runtime.call("RunPodSandbox", request).await?;
         self.sandboxes.push(id.clone());
@@ -183,9 +198,10 @@ impl Pods {
         }
     }
 
-    /// Ends and removes them all, as far as possible; the first failure is told.
+    /// Ends and removes them all, as far as possible and in a minute; the first failure is told.
     pub async fn remove(mut self) -> Result<(), Error> {
-        self.remove_all().await
+        let late = |_| Err("the container runtime does not answer; the next start removes what is left".into());
+        timeout(REMOVAL, self.remove_all()).await.unwrap_or_else(late)
     }
 
     async fn remove_all(&mut self) -> Result<(), Error> {
@@ -195,6 +211,9 @@ impl Pods {
                 let done = self.runtime.call(method, Sandbox { id: id.clone() }).await;
                 result = result.and(done.map(|Done {}| ()));
             }
+        }
+        for directory in self.log_directories.drain(..) {
+            result = result.and(fs::remove_dir_all(&directory).context(directory.display()));
         }
         result
     }

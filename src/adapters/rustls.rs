@@ -23,25 +23,36 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-use crate::upgrade::{Connect, dial};
+use crate::upgrade::{Connect, TcpConnect, Transport};
 
-/// Dials `https://host:port`, and `http://host:port` where that is allowed.
+/// Dials `https://host:port`, and `http://host:port` where that is allowed: by TCP, or [`over`](Self::over) another
+/// transport such as a proxy.
 ///
 /// The host, a name or an address, is what the certificate must be for. Cheap to clone: all clones share one
 /// configuration and its session cache.
 #[derive(Clone)]
-pub struct TlsConnect {
+pub struct TlsConnect<T = TcpConnect> {
     connector: TlsConnector,
+    transport: T,
     plain_http: bool,
+    name: Option<ServerName<'static>>,
 }
 
 impl TlsConnect {
     /// A dialer with this configuration's roots and client certificate. Its ALPN list is replaced by `http/1.1`.
     #[must_use]
     pub fn new(config: Arc<ClientConfig>) -> Self {
+        Self::over(TcpConnect, config)
+    }
+}
+
+impl<T> TlsConnect<T> {
+    /// As [`new`](TlsConnect::new), over connections of `transport`.
+    #[must_use]
+    pub fn over(transport: T, config: Arc<ClientConfig>) -> Self {
         let mut config = Arc::unwrap_or_clone(config);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { connector: Arc::new(config).into(), plain_http: false }
+        Self { connector: Arc::new(config).into(), transport, plain_http: false, name: None }
     }
 
     /// Also dials `http://` URIs, without any protection. Off by default: a URI must not be able to turn TLS off.
@@ -50,21 +61,31 @@ impl TlsConnect {
         self.plain_http = true;
         self
     }
+
+    /// Whom certificates must be for, and the SNI, in the place of the URI's host: a kubeconfig's `tls-server-name`.
+    #[must_use]
+    pub fn server_name(mut self, name: ServerName<'static>) -> Self {
+        self.name = Some(name);
+        self
+    }
 }
 
-impl Connect for TlsConnect {
-    type Io = TlsIo;
+impl<T: Transport> Connect for TlsConnect<T> {
+    type Io = TlsIo<T::Io>;
 
-    async fn connect(&self, uri: Uri) -> io::Result<TlsIo> {
+    async fn connect(&self, uri: Uri) -> io::Result<Self::Io> {
         if uri.scheme() == Some(&Scheme::HTTP) && self.plain_http {
-            return Ok(TlsIo(Kind::Plain(dial(&uri, 80).await?)));
+            return Ok(TlsIo(Kind::Plain(self.transport.reach(&uri).await?)));
         }
         if uri.scheme() != Some(&Scheme::HTTPS) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "only https is dialled with TLS"));
         }
-        let name = server_name(&uri)?;
-        let tcp = dial(&uri, 443).await?;
-        Ok(TlsIo(Kind::Tls(Box::new(self.connector.connect(name, tcp).await?))))
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => server_name(&uri)?,
+        };
+        let io = self.transport.reach(&uri).await?;
+        Ok(TlsIo(Kind::Tls(Box::new(self.connector.connect(name, io).await?))))
     }
 }
 
@@ -77,7 +98,7 @@ fn server_name(uri: &Uri) -> io::Result<ServerName<'static>> {
     Ok(name.to_owned())
 }
 
-impl fmt::Debug for TlsConnect {
+impl<T> fmt::Debug for TlsConnect<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsConnect").field("plain_http", &self.plain_http).finish_non_exhaustive()
     }
@@ -86,17 +107,17 @@ impl fmt::Debug for TlsConnect {
 /// A connection that [`TlsConnect`] opened.
 #[derive(Debug)]
 #[pin_project]
-pub struct TlsIo(#[pin] Kind);
+pub struct TlsIo<Io = TcpStream>(#[pin] Kind<Io>);
 
 #[derive(Debug)]
 #[pin_project(project = KindProj)]
-enum Kind {
-    Plain(#[pin] TcpStream),
+enum Kind<Io> {
+    Plain(#[pin] Io),
     // Boxed: a TLS session is a kilobyte, and this value is moved about before it is used.
-    Tls(#[pin] Box<TlsStream<TcpStream>>),
+    Tls(#[pin] Box<TlsStream<Io>>),
 }
 
-impl AsyncRead for TlsIo {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsIo<Io> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.project().0.project() {
             KindProj::Plain(io) => io.poll_read(cx, buf),
@@ -105,7 +126,7 @@ impl AsyncRead for TlsIo {
     }
 }
 
-impl AsyncWrite for TlsIo {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsIo<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.project().0.project() {
             KindProj::Plain(io) => io.poll_write(cx, buf),

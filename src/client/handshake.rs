@@ -4,7 +4,7 @@ use std::{fmt, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -25,7 +25,7 @@ use crate::{
 const DIAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for an answer. A server asks its authorizers, its kubelet and that its runtime before it answers.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// Longest wait for the body of a refusal, which comes together with its head.
 const BODY: Duration = Duration::from_secs(5);
@@ -63,10 +63,17 @@ impl<C: Connect> Asker<C> {
     }
 }
 
-async fn exchange<S>(io: S, request: Request<Empty<Bytes>>, deadline: Instant) -> Result<Answer, ExecuteError>
+/// Sends a request. Behind a `101`, and behind the success of a CONNECT, the connection comes along.
+pub(super) async fn exchange<S>(
+    io: S,
+    request: Request<Empty<Bytes>>,
+    deadline: Instant,
+) -> Result<Answer, ExecuteError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let connects = request.method() == Method::CONNECT;
+    let switches = |status: StatusCode| status == StatusCode::SWITCHING_PROTOCOLS || connects && status.is_success();
     let no_answer = |error: hyper::Error| ExecuteError::NoAnswer(error.into());
     let http = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io));
     let (mut sender, connection) = http.await.map_err(no_answer)?;
@@ -78,15 +85,12 @@ where
             Err(_) => return Err(ExecuteError::NoAnswer(ExecuteError::timed_out("no answer came in time").into())),
         };
         let (parts, body) = response.into_parts();
-        let body = match parts.status {
-            StatusCode::SWITCHING_PROTOCOLS => Bytes::new(),
-            _ => beginning(body).await,
-        };
+        let body = if switches(parts.status) { Bytes::new() } else { beginning(body).await };
         Ok(Response::from_parts(parts, body))
     };
     // The connection moves the exchange on, and after a `101` it is what hands the socket over.
     let mut response = beside(connection.as_mut(), answer).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if !switches(response.status()) {
         return Ok((response, None));
     }
     let pending = upgrade::take(response.extensions_mut()).ok_or_else(lost)?;

@@ -67,6 +67,7 @@ pub mod port_forward;
 mod rejection;
 mod request;
 mod spdy;
+pub mod transport;
 mod websocket;
 
 use std::future::Future;

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io};
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -30,7 +30,37 @@ where
     }
 }
 
-/// Dials by plain TCP; refuses `https`.
+/// Carries bytes to a server, below TLS: by TCP, or through a proxy.
+pub trait Transport: Send + Sync + 'static {
+    /// The connection, without TLS.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Reaches host and port of `uri`; by default 443 for `https`, else 80. The caller bounds the time.
+    fn reach(&self, uri: &Uri) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+impl Transport for TcpConnect {
+    type Io = TcpStream;
+
+    async fn reach(&self, uri: &Uri) -> io::Result<TcpStream> {
+        dial(uri, default_port(uri)).await
+    }
+}
+
+/// The port of a URI that names none.
+pub(crate) fn default_port(uri: &Uri) -> u16 {
+    if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 }
+}
+
+/// An error unless `uri` is to be asked without TLS.
+pub(crate) fn only_http(uri: &Uri) -> io::Result<()> {
+    match uri.scheme_str() {
+        None | Some("http") => Ok(()),
+        Some(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "only http is dialled without TLS")),
+    }
+}
+
+/// Dials by plain TCP; as [`Connect`] it refuses `https`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnect;
 
@@ -38,15 +68,13 @@ impl Connect for TcpConnect {
     type Io = TcpStream;
 
     async fn connect(&self, uri: Uri) -> io::Result<TcpStream> {
-        if uri.scheme_str().is_some_and(|scheme| scheme != "http") {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "only http is dialled without TLS"));
-        }
-        dial(&uri, 80).await
+        only_http(&uri)?;
+        self.reach(&uri).await
     }
 }
 
 /// Connects to host and port of `uri`, without Nagle's delay. Errors read as Go's do.
-pub(crate) async fn dial(uri: &Uri, default_port: u16) -> io::Result<TcpStream> {
+async fn dial(uri: &Uri, default_port: u16) -> io::Result<TcpStream> {
     let host = uri.host().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no host in the URL"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(default_port);

@@ -29,9 +29,9 @@ mod trace_context;
 
 pub use caller::{Caller, ClientAddr};
 pub use cause::{Cause, Leg};
-#[cfg(feature = "rustls")]
-pub(crate) use connect::dial;
-pub use connect::{Connect, TcpConnect};
+pub use connect::{Connect, TcpConnect, Transport};
+#[cfg(feature = "client")]
+pub(crate) use connect::{default_port, only_http};
 pub(crate) use grammar::parse_port;
 pub(crate) use headers::{can_switch, is_upgrade, is_websocket, list, upgrade_names};
 #[cfg(test)]

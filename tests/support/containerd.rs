@@ -26,7 +26,7 @@ spec:
       args:
         - |
           mkdir /www && echo "from $POD" >/www/index.html && httpd -p 127.0.0.1:8080 -h /www
-          n=0; while sleep 1; do n=$((n+1)); echo "line $n"; done
+          n=0; while sleep 0.3; do n=$((n+1)); echo "line $n"; done
       env: [{name: POD, value: the pod}]
 "#;
 

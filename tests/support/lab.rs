@@ -11,7 +11,7 @@ use std::{
 
 use tokio::process::Command;
 
-use super::{Outcome, Scratch, process::Process};
+use super::{Outcome, Scratch, gateway::Behind, process::Process};
 use crate::ensure;
 
 /// How the stack is spread over processes.
@@ -21,6 +21,8 @@ pub enum Topology {
     AllInOne,
     /// `apiserver` and `kubelet`, with TLS between them.
     TwoProcesses,
+    /// Two processes as a cluster that is there already, and a second `apiserver` as a gateway in front of it.
+    Gateway,
 }
 
 impl fmt::Display for Topology {
@@ -28,6 +30,7 @@ impl fmt::Display for Topology {
         f.write_str(match self {
             Self::AllInOne => "all in one",
             Self::TwoProcesses => "two processes",
+            Self::Gateway => "gateway",
         })
     }
 }
@@ -38,11 +41,13 @@ pub const NO_WEBSOCKETS: &[&str] = &["--feature-gates=ExtendWebSocketsToKubelet=
 /// What the processes of a lab are told besides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings<'a> {
-    /// Flags of the API server.
+    /// Flags of the API server, or of the gateway.
     pub apiserver: &'a [&'a str],
+    /// Flags of the API server behind a gateway.
+    pub cluster: &'a [&'a str],
     /// Flags of the kubelet, if it is a process of its own.
     pub kubelet: &'a [&'a str],
-    /// More YAML documents for two processes' API server.
+    /// More YAML documents for the API server of two processes or behind a gateway.
     pub objects: &'a str,
 }
 
@@ -50,6 +55,7 @@ pub struct Settings<'a> {
 #[derive(Debug)]
 pub struct Lab {
     pub topology: Topology,
+    /// The one that clients talk to.
     pub apiserver: Process,
     pub kubelet: Option<Process>,
     pub kubeconfig: PathBuf,
@@ -59,6 +65,8 @@ pub struct Lab {
     pub scratch: Scratch,
     /// Flags that every API server of this lab is given.
     pub always: Vec<OsString>,
+    /// What is behind a gateway, besides the kubelet.
+    pub behind: Option<Behind>,
 }
 
 impl Lab {
@@ -68,6 +76,9 @@ impl Lab {
 
     /// In two processes the API server comes first and knows no Node; the kubelet registers it, and is ready then.
     pub async fn start_with(topology: Topology, settings: Settings<'_>) -> Outcome<Self> {
+        if topology == Topology::Gateway {
+            return Self::start_behind_gateway(settings).await;
+        }
         let scratch = Scratch::new("lab");
         let data = scratch.dir("data");
         let mut always: Vec<OsString> = vec!["--data-dir".into(), data.clone().into()];
@@ -78,7 +89,7 @@ impl Lab {
         }
         let apiserver = start("apiserver", &always, settings.apiserver).await?;
         let kubeconfig = data.join("kubeconfig");
-        let mut lab = Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always };
+        let mut lab = Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always, behind: None };
         if topology == Topology::TwoProcesses {
             lab.start_kubelet(settings.kubelet).await?;
         }
@@ -132,6 +143,9 @@ impl Lab {
         if let Some(kubelet) = &self.kubelet {
             logs += &format!("--- kubelet's stderr\n{}", tail(&kubelet.stderr.text()));
         }
+        if let Some(behind) = &self.behind {
+            logs += &format!("--- stderr of the cluster's apiserver\n{}", tail(&behind.apiserver.stderr.text()));
+        }
         logs
     }
 
@@ -142,6 +156,10 @@ impl Lab {
         if let Some(kubelet) = self.kubelet {
             let kubelet = kubelet.stop().await?;
             ensure!(kubelet.success(), "kubelet ended with {kubelet} on SIGTERM");
+        }
+        if let Some(behind) = self.behind {
+            let behind = behind.apiserver.stop().await?;
+            ensure!(behind.success(), "the cluster's apiserver ended with {behind} on SIGTERM");
         }
         Ok(())
     }
@@ -179,8 +197,13 @@ pub(super) fn write(path: &Path, text: &str) -> Outcome {
 
 /// Starts an example at a free port, and waits until it is ready.
 pub(super) async fn start(name: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
+    start_at(name, "127.0.0.1:0", always, flags).await
+}
+
+/// Starts an example at an address, and waits until it is ready.
+pub(super) async fn start_at(name: &str, listen: &str, always: &[OsString], flags: &[&str]) -> Outcome<Process> {
     let mut command = example(name);
-    let process = Process::start(name, command.args(["--listen", "127.0.0.1:0"]).args(always).args(flags))?;
+    let process = Process::start(name, command.args(["--listen", listen]).args(always).args(flags))?;
     process.ready().await?;
     Ok(process)
 }
@@ -249,7 +272,7 @@ status:
 }
 
 /// The demo's Pod, and a second one that has no default container.
-const PODS: &str = "apiVersion: v1
+pub(super) const PODS: &str = "apiVersion: v1
 kind: Pod
 metadata:
   name: demo

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `process` | a child process whose output can be waited for, and that dies with its handle |
 //! | `lab` | the examples, built and started: all in one process, or API server and kubelet apart |
+//! | `gateway` | a lab with a gateway in front of it |
 //! | `containerd` | a container runtime of the test's own, and Pods for it |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
 //! | `http` | one plain request to a server of a lab; its metrics |
@@ -11,15 +12,19 @@
 //! | `proc` | what a process holds: memory, descriptors, threads, children |
 //! | `kubectl` | which kubectl binaries there are, and one run of one of them |
 //! | `forward` | a running `kubectl port-forward` |
+//! | `shell` | a running `kubectl exec` that says what it is told |
+//! | `balancer` | connections to several servers in turn |
 //! | `pod` | what listens in the pod: a web server, and servers of bad manners |
 //! | `through` | clients of a forwarded port |
 //! | `terminal` | a program on a real pty |
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod balancer;
 pub mod containerd;
 pub mod forms;
 pub mod forward;
+pub mod gateway;
 pub mod http;
 pub mod kubectl;
 pub mod lab;
@@ -27,6 +32,7 @@ pub mod plain;
 pub mod pod;
 pub mod proc;
 pub mod process;
+pub mod shell;
 pub mod terminal;
 pub mod through;
 

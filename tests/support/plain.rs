@@ -33,7 +33,7 @@ impl Lab {
         always.extend(["--insecure".into(), "--kubelet-insecure-http".into(), "--manifest".into(), manifest.into()]);
         let apiserver = start("apiserver", &always, flags).await?;
         let (topology, kubeconfig) = (Topology::TwoProcesses, data.join("kubeconfig"));
-        Ok(Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always })
+        Ok(Self { topology, apiserver, kubelet: None, kubeconfig, data, scratch, always, behind: None })
     }
 
     /// Where the API server listens.

@@ -1,7 +1,7 @@
 //! Every request that is no stream of a pod goes to the cluster's API server, and its answer comes back as it is, while it
 //! comes: a watch, a followed log and an upload are not held anywhere.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::body::{Body, HttpBody};
 use futures_util::StreamExt;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, timeout::Timeout, util::BoxCloneSyncService};
 use tower_kube_streaming::upgrade::{ClientAddr, Dialect, Refusal};
 
-use super::super::{Context, Error, pki::CertAndKey};
+use super::super::{Context, Error, authn::REMOTE, impersonate, pki::CertAndKey};
 
 /// Time to connect, TLS included. A request that has been sent may take as long as it likes: it may be a watch.
 const DIAL: Duration = Duration::from_secs(10);
@@ -79,9 +79,9 @@ impl Upstream {
             pool(&config)
         };
         let front_proxy = front_proxy.map(|own| {
-            let mut shown = AuthInfo::default();
-            shown.client_certificate = Some(own.cert.display().to_string());
-            shown.client_key = Some(own.key.display().to_string());
+            let file = |file: &Path| Some(file.display().to_string());
+            let shown =
+                AuthInfo { client_certificate: file(&own.cert), client_key: file(&own.key), ..AuthInfo::default() };
             as_whom(shown).context(own.cert.display())
         });
         Ok(Self(Arc::new(Inner {
@@ -181,12 +181,18 @@ fn forwarded_for(headers: &mut HeaderMap, client: IpAddr) {
     headers.insert(FORWARDED_FOR, chain);
 }
 
-/// Takes out what is for one connection, also what `Connection` says is.
+/// Takes out what is for one connection, also what `Connection` says is. But not who it is for: a client could make us
+/// drop whom it acts as, or our own word of it, and the request would be somebody else's.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = list(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
+    let named = list(headers, &header::CONNECTION).filter_map(|name| name.parse().ok());
+    let named: Vec<HeaderName> = named.filter(|name| !says_who(name)).collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+}
+
+fn says_who(name: &HeaderName) -> bool {
+    *name == header::AUTHORIZATION || [REMOTE, impersonate::PREFIX].iter().any(|own| name.as_str().starts_with(own))
 }
 
 /// The protocols that a client asks to change to.

@@ -28,6 +28,7 @@ const URL: usize = 8 << 10;
 #[derive(Clone)]
 pub struct CriRuntime {
     client: Client,
+    speaks_websocket: bool,
 }
 
 impl CriRuntime {
@@ -39,7 +40,7 @@ impl CriRuntime {
     ///
     /// For anything that is no such path.
     pub fn new(endpoint: &str) -> Result<Self, EndpointError> {
-        Ok(Self { client: Client::new(endpoint)? })
+        Ok(Self { client: Client::new(endpoint)?, speaks_websocket: false })
     }
 
     /// Longest wait for each answer; 2 minutes by default, as in kubelets. A stream takes up to three.
@@ -49,13 +50,24 @@ impl CriRuntime {
         self
     }
 
+    /// Says that this runtime serves `v5.channel.k8s.io` and the port-forward tunnel itself, as one does that
+    /// [offers them](crate::services::StreamingServer::offer_v5) behind
+    /// [`CriStreaming`](crate::services::CriStreaming). WebSocket then goes to it as it came, and nothing is translated. By
+    /// default it does not: CRI has no field that tells, and no packaged runtime serves them.
+    #[must_use]
+    pub fn speaks_websocket(mut self, yes: bool) -> Self {
+        self.speaks_websocket = yes;
+        self
+    }
+
     async fn hop(self, target: Arc<Target>) -> Result<Hop, Refusal> {
         let StreamingResponse { url } = match target.subresource {
             Subresource::Exec => self.exec(&target).await?,
             Subresource::Attach => self.attach(&target).await?,
             Subresource::PortForward => self.port_forward(&target).await?,
         };
-        parse(&url).map(Hop::new).ok_or_else(|| {
+        let hop = |uri| Hop::new(uri).speaks_websocket(self.speaks_websocket);
+        parse(&url).map(hop).ok_or_else(|| {
             // The URL is a credential: it is not told.
             Refusal::internal("the container runtime's URL is none of http or https")
         })
@@ -104,11 +116,13 @@ impl CriRuntime {
         let name = target.container.as_deref().unwrap_or_default();
         let mut labels = labels_of_pod(target);
         labels.insert("io.kubernetes.container.name".to_owned(), name.to_owned());
-        let filter = ContainerFilter { state: Some(StateValue { state: RUNNING }), label_selector: labels };
+        let state = Some(StateValue { state: RUNNING });
+        let filter = ContainerFilter { state, label_selector: labels.clone() };
         let request = ListContainersRequest { filter: Some(filter) };
         let ListContainersResponse { containers } =
             self.client.call("/runtime.v1.RuntimeService/ListContainers", request).await?;
-        let running = containers.into_iter().filter(|container| container.state == RUNNING);
+        let meant = |found: &Container| found.state == RUNNING && has(&found.labels, &labels);
+        let running = containers.into_iter().filter(meant);
         // Of two, one is of a pod that is being replaced.
         if let Some(Container { id, .. }) = running.max_by_key(|container| container.created_at) {
             return Ok(id);
@@ -125,12 +139,13 @@ impl CriRuntime {
 
     /// The sandbox of the pod, if it is ready.
     async fn sandbox(&self, target: &Target) -> Result<Option<String>, Refusal> {
-        let filter =
-            PodSandboxFilter { state: Some(StateValue { state: READY }), label_selector: labels_of_pod(target) };
+        let labels = labels_of_pod(target);
+        let state = Some(StateValue { state: READY });
+        let filter = PodSandboxFilter { state, label_selector: labels.clone() };
         let request = ListPodSandboxRequest { filter: Some(filter) };
         let ListPodSandboxResponse { items } =
             self.client.call("/runtime.v1.RuntimeService/ListPodSandbox", request).await?;
-        let ready = items.into_iter().filter(|sandbox| sandbox.state == READY);
+        let ready = items.into_iter().filter(|found| found.state == READY && has(&found.labels, &labels));
         Ok(ready.max_by_key(|sandbox| sandbox.created_at).map(|PodSandbox { id, .. }| id))
     }
 }
@@ -145,7 +160,10 @@ impl Resolve for CriRuntime {
 
 impl fmt::Debug for CriRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CriRuntime").field("request_timeout", &self.client.timeout).finish_non_exhaustive()
+        f.debug_struct("CriRuntime")
+            .field("request_timeout", &self.client.timeout)
+            .field("speaks_websocket", &self.speaks_websocket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,6 +175,11 @@ fn labels_of_pod(target: &Target) -> Labels {
     ]);
     labels.extend(target.uid.clone().map(|uid| ("io.kubernetes.pod.uid".to_owned(), uid)));
     labels
+}
+
+/// Whether it is what was asked for. A runtime that overlooks the filter must not lead into another pod than was authorized.
+fn has(found: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(label, value)| found.get(label) == Some(value))
 }
 
 fn no_pod() -> Refusal {

@@ -48,6 +48,8 @@ pub(super) struct Container {
     /// Nanoseconds since 1970.
     #[prost(int64, tag = "7")]
     pub(super) created_at: i64,
+    #[prost(map = "string, string", tag = "8")]
+    pub(super) labels: Labels,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -79,6 +81,8 @@ pub(super) struct PodSandbox {
     /// Nanoseconds since 1970.
     #[prost(int64, tag = "4")]
     pub(super) created_at: i64,
+    #[prost(map = "string, string", tag = "5")]
+    pub(super) labels: Labels,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

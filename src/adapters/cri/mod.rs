@@ -3,7 +3,8 @@
 //! [`CriRuntime`] is the [`Resolve`](crate::layers::Resolve) of a kubelet. It finds the sandbox or the container by the labels
 //! that kubelets give them, running ones only, and asks the runtime for `Exec`, `Attach` or `PortForward`. The runtime
 //! answers with a URL that is good for one request; [`UpgradeProxy`](crate::services::UpgradeProxy) dials it. No
-//! proxy variable is looked at. A runtime speaks SPDY there, so the kubelet's stack translates.
+//! proxy variable is looked at. A runtime speaks SPDY there, so the kubelet's stack translates,
+//! unless this one is said to [speak WebSocket](CriRuntime::speaks_websocket).
 //!
 //! ```no_run
 //! use tower_kube_streaming::{

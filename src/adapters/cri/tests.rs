@@ -126,8 +126,18 @@ fn ok(message: &impl Message) -> Answer {
     Some(Ok(message.encode_to_vec()))
 }
 
+/// Those of the target, and another.
+fn labels() -> Labels {
+    let labels = [("pod.name", "demo"), ("pod.namespace", "default"), ("pod.uid", "u-1"), ("container.name", "zz")];
+    labels.map(|(name, value)| (format!("io.kubernetes.{name}"), value.to_owned())).into()
+}
+
 fn container(id: &str, state: i32, created_at: i64) -> Container {
-    Container { id: id.into(), state, created_at }
+    Container { id: id.into(), state, created_at, labels: labels() }
+}
+
+fn sandbox(id: &str) -> PodSandbox {
+    PodSandbox { id: id.into(), state: READY, created_at: 1, labels: labels() }
 }
 
 fn url() -> Answer {
@@ -138,9 +148,7 @@ fn url() -> Answer {
 fn whole(method: &str) -> Answer {
     match method {
         "ListContainers" => ok(&ListContainersResponse { containers: vec![container("c1", RUNNING, 1)] }),
-        "ListPodSandbox" => {
-            ok(&ListPodSandboxResponse { items: vec![PodSandbox { id: "s1".into(), state: READY, created_at: 1 }] })
-        }
+        "ListPodSandbox" => ok(&ListPodSandboxResponse { items: vec![sandbox("s1")] }),
         "ContainerStatus" => {
             ok(&ContainerStatusResponse { info: HashMap::from([("info".into(), r#"{"config":{"tty":true}}"#.into())]) })
         }
@@ -175,17 +183,21 @@ async fn a_container_is_found_by_the_kubelets_labels_and_the_command_goes_there(
     let asked: ListContainersRequest = fake.asked("/runtime.v1.RuntimeService/ListContainers");
     let filter = asked.filter.unwrap();
     assert_eq!(filter.state, Some(StateValue { state: RUNNING }));
-    let label = |name: &str, value: &str| (format!("io.kubernetes.{name}"), value.to_owned());
-    let labels = [
-        label("pod.name", "demo"),
-        label("pod.namespace", "default"),
-        label("pod.uid", "u-1"),
-        label("container.name", "zz"),
-    ];
-    assert_eq!(filter.label_selector, Labels::from(labels));
+    assert_eq!(filter.label_selector, labels());
     let asked: ExecRequest = fake.asked("/Exec");
     let cmd = vec!["echo".to_owned(), "a b".to_owned()];
     assert_eq!(asked, ExecRequest { container_id: "c1".into(), cmd, stdout: true, ..ExecRequest::default() });
+}
+
+#[tokio::test]
+async fn a_runtime_is_asked_for_websocket_only_where_it_is_said_to_speak_it() {
+    let fake = Fake::start(whole);
+    for speaks in [false, true] {
+        for subresource in [Subresource::Exec, Subresource::Attach, Subresource::PortForward] {
+            let hop = fake.runtime().speaks_websocket(speaks).resolve(target(subresource)).await.unwrap();
+            assert_eq!(hop.speaks_websocket, speaks, "{subresource}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -198,6 +210,43 @@ async fn of_several_containers_the_newest_that_runs_is_meant() {
     });
     fake.runtime().resolve(target(Subresource::Exec)).await.unwrap();
     assert_eq!(fake.asked::<ExecRequest>("/Exec").container_id, "new");
+}
+
+#[tokio::test]
+async fn a_runtime_that_overlooks_the_filter_leads_into_no_other_pod() {
+    let strangers =
+        ["pod.name", "pod.namespace", "container.name"].map(|label| (format!("io.kubernetes.{label}"), "x"));
+    for (label, value) in strangers {
+        let mut of_another = container("other", RUNNING, 9);
+        of_another.labels.insert(label.clone(), value.into());
+        let mut unlabelled = container("nobody's", RUNNING, 9);
+        unlabelled.labels.clear();
+        let answer = ListContainersResponse { containers: vec![of_another, unlabelled, container("c1", RUNNING, 1)] };
+        let mut another = sandbox("other");
+        another.labels.insert(label.clone(), value.into());
+        let sandboxes = ListPodSandboxResponse { items: vec![another] };
+        let fake = Fake::start(move |method| match method {
+            "ListContainers" => ok(&answer),
+            "ListPodSandbox" => ok(&sandboxes),
+            method => whole(method),
+        });
+        fake.runtime().resolve(target(Subresource::Exec)).await.unwrap();
+        assert_eq!(fake.asked::<ExecRequest>("/Exec").container_id, "c1", "{label}");
+        if label != "io.kubernetes.container.name" {
+            assert_eq!(refused(&fake.runtime(), Subresource::PortForward).await.message(), "pod does not exist");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_not_read() {
+    let fake = Fake::start(|method| match method {
+        "ListContainers" => Some(Ok(vec![0; (16 << 20) + 1])),
+        method => whole(method),
+    });
+    let refusal = refused(&fake.runtime(), Subresource::Exec).await;
+    assert_eq!(refusal.code(), 500);
+    assert!(refusal.message().starts_with("rpc error: code = OutOfRange desc = "), "{}", refusal.message());
 }
 
 #[tokio::test]

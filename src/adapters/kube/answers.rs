@@ -18,8 +18,17 @@ use super::ask::{ANSWER, Failure};
 /// SHA-256 of a secret and a question. So a question may be as long as it likes, and one that is a credential is not kept.
 type Key = [u8; 32];
 
-/// Locked while it is asked for; with it, until when it counts.
-type Answer<V> = AsyncMutex<Option<(V, Instant)>>;
+/// Locked while it is asked for.
+type Answer<V> = AsyncMutex<Known<V>>;
+
+/// What became of a question.
+enum Known<V> {
+    Nothing,
+    /// With it, until when it counts.
+    Value(V, Instant),
+    /// When that was found out: it is the answer to all who have waited for it, and to nobody else.
+    Failure(Failure, Instant),
+}
 
 /// A bounded number of answers. The same question is on its way once only.
 pub(super) struct Answers<V> {
@@ -37,7 +46,7 @@ impl<V: Clone> Answers<V> {
     }
 
     /// The answer to that question: what is known, or else what `ask` finds out. It counts for as long as `counts` says;
-    /// not at all if that is nothing. Failures are not kept.
+    /// not at all if that is nothing. A failure is told to all who wait for it, and is not kept.
     ///
     /// # Cancel safety
     ///
@@ -49,20 +58,24 @@ impl<V: Clone> Answers<V> {
         ask: impl Future<Output = Result<V, Failure>>,
     ) -> Result<V, Failure> {
         let slot = self.slot(question);
+        let asked = Instant::now();
         let found = async {
-            let mut answer = slot.lock().await;
-            if let Some((value, until)) = &*answer
-                && Instant::now() < *until
-            {
-                return Ok(value.clone());
+            let mut known = slot.lock().await;
+            match &*known {
+                Known::Value(value, until) if Instant::now() < *until => return Ok(value.clone()),
+                Known::Failure(failure, at) if asked < *at => return Err(failure.clone()),
+                _ => *known = Known::Nothing,
             }
-            *answer = None;
-            let value = ask.await?;
-            let counts = counts(&value);
-            if !counts.is_zero() {
-                *answer = Some((value.clone(), Instant::now() + counts));
-            }
-            Ok(value)
+            let answer = ask.await;
+            let now = Instant::now();
+            *known = match &answer {
+                Ok(value) => match counts(value) {
+                    Duration::ZERO => Known::Nothing,
+                    counts => Known::Value(value.clone(), now + counts),
+                },
+                Err(failure) => Known::Failure(failure.clone(), now),
+            };
+            answer
         };
         let late = |_| Err(Failure::Busy(format!("no answer in {ANSWER:?}")));
         timeout(ANSWER, found).await.unwrap_or_else(late)
@@ -70,7 +83,7 @@ impl<V: Clone> Answers<V> {
 
     /// Where that answer is kept. What finds no room is kept nowhere.
     fn slot(&self, question: &[u8]) -> Arc<Answer<V>> {
-        let Some(secret) = &self.secret else { return Arc::default() };
+        let Some(secret) = &self.secret else { return nowhere() };
         let key: Key = Sha256::new_with_prefix(secret).chain_update(question).finalize().into();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = kept.get(&key) {
@@ -78,15 +91,22 @@ impl<V: Clone> Answers<V> {
         }
         if kept.len() >= self.room {
             // Whoever ends next. One that is being asked for is locked, and stays.
-            let until = |answer: &Answer<V>| Some(answer.try_lock().ok()?.as_ref().map(|(_, until)| *until));
+            let until = |answer: &Answer<V>| match &*answer.try_lock().ok()? {
+                Known::Value(_, until) => Some(Some(*until)),
+                Known::Nothing | Known::Failure(..) => Some(None),
+            };
             let idle = kept.iter().filter_map(|(key, answer)| Some((until(answer)?, *key)));
-            let Some((_, last)) = idle.min() else { return Arc::default() };
+            let Some((_, last)) = idle.min() else { return nowhere() };
             kept.remove(&last);
         }
-        kept.entry(key).or_default().clone()
+        kept.entry(key).or_insert_with(nowhere).clone()
     }
 
     pub(super) fn len(&self) -> usize {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
+}
+
+fn nowhere<V>() -> Arc<Answer<V>> {
+    Arc::new(AsyncMutex::new(Known::Nothing))
 }

@@ -43,7 +43,7 @@ pub(super) struct Api {
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
     /// The API says that there is no such object.
     NotFound,

@@ -41,11 +41,15 @@ mod cluster;
 mod objects;
 mod store;
 mod tokens;
+#[cfg(feature = "client")]
+mod transport;
 mod watching;
 
 pub use access::AccessReviews;
 pub use cluster::Cluster;
 pub use tokens::TokenReviews;
+#[cfg(feature = "client")]
+pub use transport::proxies;
 
 #[cfg(test)]
 mod tests;

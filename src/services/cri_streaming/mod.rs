@@ -18,7 +18,10 @@
 //! [`Target::pod`]; the other names are empty.
 //!
 //! With [`offer_v5`](super::StreamingServer::offer_v5) and `offer_tunnel` the leaf serves WebSocket v5 and the tunnel as
-//! well. Today's kubelets do not ask a runtime for them. Layers go between the two as they go in front of any leaf.
+//! well. Today's kubelets do not ask a runtime for them; one of this library is told to, by `CriRuntime::speaks_websocket` of
+//! `adapters::cri`. Layers go between the two as they go in front of any leaf.
+//!
+//! `examples/cri_runtime` in the repository is a whole runtime: CRI at a Unix socket, and this behind it.
 //!
 //! A session outlives its request: call [`Sessions::drain`] when the runtime stops.
 //!

@@ -190,6 +190,22 @@ async fn the_same_question_is_on_its_way_once_only() {
     assert_eq!(script.asked().len(), 1);
 }
 
+/// One after the other they would wait for longer than there is time.
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_a_failure_is_told_of_it_and_the_next_one_asks() {
+    let script = Script::reviewing(access);
+    let reviews = AccessReviews::new(script.client());
+    script.set(State::Away);
+    let jane = caller("jane");
+    let started = Instant::now();
+    let all = join_all((0..100).map(|_| reviews.may(&jane, asked("get")))).await;
+    assert!(all.iter().all(|answer| answer.as_ref().is_err_and(|refusal| refusal.code() == 503)));
+    assert_eq!(script.asked().len(), 3);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    script.set(State::Well);
+    assert_eq!(reviews.may(&jane, asked("get")).await.unwrap().verdict, Verdict::Allow);
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_find_no_more_room_than_there_is() {
     let answers = Answers::new(3);

@@ -1,0 +1,283 @@
+//! Clients behind real proxies: squid, tinyproxy and microsocks, between ours and the example API server over TLS.
+
+mod support;
+
+use std::{fs, net::TcpListener, num::NonZeroU16, path::Path, sync::Arc, time::Duration};
+
+use support::{
+    Outcome, Scratch,
+    http::{Login, tls_config, url},
+    lab::{Lab, Topology, port_in},
+    noise,
+    pod::Pod,
+    process::Process,
+    skip,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
+};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
+use tower_kube_streaming::{
+    adapters::rustls::TlsConnect,
+    client::{
+        Carrier, ExecRequest, Execute, ExecuteError, FallbackExecutor, SpdyExecutor,
+        port_forward::{FallbackDialer, OpenForward, PortForwardRequest},
+        transport::{Proxies, Proxy, ProxyConnect},
+    },
+    remote_command::{Exit, Input, Output, Stdio},
+    upgrade::StreamOptions,
+};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A proxy of its own, which logs whom it connects to.
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    /// Its URLs, that of TLS last.
+    ports: Vec<u16>,
+}
+
+fn free_port() -> Outcome<u16> {
+    let socket = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    Ok(socket.map_err(|error| error.to_string())?.port())
+}
+
+/// `None`: it is not installed, which is a SKIP.
+async fn start(program: &str, ports: Vec<u16>, args: &[&str]) -> Outcome<Option<Running>> {
+    if !Path::new(program).exists() {
+        skip(&format!("{program} is missing; scripts/test installs it"));
+        return Ok(None);
+    }
+    let process = Process::start(program, Command::new(program).args(args))?;
+    for port in &ports {
+        let accepts = async { while TcpStream::connect(("127.0.0.1", *port)).await.is_err() {} };
+        timeout(LIMIT, accepts).await.map_err(|_| format!("{program} does not listen: {}", process.stderr.text()))?;
+    }
+    Ok(Some(Running { process, ports }))
+}
+
+/// Plain and over TLS. It finds `api.test` here, and does not connect to `refused`.
+async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Running>> {
+    let (plain, tls) = (free_port()?, free_port()?);
+    let dir = scratch.dir("squid");
+    let (hosts, data) = (dir.join("hosts"), lab.data.display());
+    fs::write(&hosts, "127.0.0.1 api.test\n").map_err(|error| error.to_string())?;
+    let file = dir.join("conf");
+    let config = format!(
+        "http_port 127.0.0.1:{plain}\n\
+         https_port 127.0.0.1:{tls} tls-cert={data}/apiserver.crt tls-key={data}/apiserver.key\n\
+         acl refused port {refused}\nhttp_access deny refused\nhttp_access allow all\n\
+         hosts_file {}\ncache deny all\naccess_log none\ncache_log /dev/null\npid_filename none\n\
+         pinger_enable off\ncoredump_dir none\nshutdown_lifetime 0 seconds\n",
+        hosts.display()
+    );
+    fs::write(&file, config).map_err(|error| error.to_string())?;
+    start("/usr/sbin/squid", vec![plain, tls], &["-N", "-f", &file.display().to_string()]).await
+}
+
+/// Knows one user.
+async fn tinyproxy(scratch: &Scratch) -> Outcome<Option<Running>> {
+    let port = free_port()?;
+    let file = scratch.dir("tinyproxy").join("conf");
+    let config = format!("Port {port}\nListen 127.0.0.1\nBasicAuth me p-ss\nLogLevel Connect\nTimeout 60\n");
+    fs::write(&file, config).map_err(|error| error.to_string())?;
+    start("/usr/bin/tinyproxy", vec![port], &["-d", "-c", &file.display().to_string()]).await
+}
+
+/// Knows one user.
+async fn microsocks() -> Outcome<Option<Running>> {
+    let port = free_port()?;
+    let text = port.to_string();
+    start("/usr/bin/microsocks", vec![port], &["-i", "127.0.0.1", "-p", &text, "-u", "me", "-P", "p-ss"]).await
+}
+
+impl Running {
+    /// Waits until it has told of a connection to `port`.
+    async fn connected_to(&self, port: u16) -> Outcome {
+        let connected = format!(":{port}");
+        let Process { stdout, stderr, .. } = &self.process;
+        let told = async {
+            tokio::select! {
+                Ok(_) = stdout.until(LIMIT, "the connection", |text| text.contains(&connected)) => Ok(()),
+                told = stderr.until(LIMIT, "the connection", |text| text.contains(&connected)) => told.map(drop),
+            }
+        };
+        told.await
+    }
+}
+
+/// What is asked, and where.
+struct Server {
+    url: String,
+    port: u16,
+    ca: std::path::PathBuf,
+    token: String,
+    pod: Pod,
+}
+
+type Through = TlsConnect<ProxyConnect<TlsConnect>>;
+
+impl Server {
+    fn through(&self, proxies: Proxies) -> Outcome<Through> {
+        let config = Arc::new(tls_config(&self.ca, Login::Nobody)?);
+        let to_proxy = TlsConnect::new(Arc::clone(&config)).allow_plain_http();
+        Ok(TlsConnect::over(ProxyConnect::over(proxies, to_proxy), config))
+    }
+
+    fn by(&self, proxy: &str) -> Outcome<Through> {
+        self.through(Proxies::explicit(Proxy::new(proxy).map_err(|error| error.to_string())?))
+    }
+
+    /// `cat`, which then exits with 3, by the executor.
+    async fn exec(&self, executor: &impl Execute, url: &str) -> Result<Carrier, ExecuteError> {
+        let options = StreamOptions { stdin: true, stdout: true, ..StreamOptions::default() };
+        let command = "container=shell&command=sh&command=-c&command=cat;exit%203&stdin=1&stdout=1";
+        let request = ExecRequest::new(format!("{url}/api/v1/namespaces/default/pods/demo/exec?{command}"), options)?
+            .header("authorization", format!("Bearer {}", self.token))?;
+        let opened = executor.open(&request).await?;
+        let carrier = opened.carrier();
+        let bytes = noise(1, 1 << 20);
+        let (stdout, mut read) = tokio::io::duplex(1 << 16);
+        let mut stdio = Stdio::new(CancellationToken::new());
+        stdio.stdin = Some(Input::new(std::io::Cursor::new(bytes.clone())));
+        stdio.stdout = Some(Output::new(stdout));
+        let mut came = Vec::new();
+        let (exit, _) = tokio::join!(opened.run(stdio), read.read_to_end(&mut came));
+        assert_eq!(exit?, Exit::Code(3));
+        assert!(came == bytes, "{} of {} bytes came back", came.len(), bytes.len());
+        Ok(carrier)
+    }
+
+    /// Exec over both carriers, and port-forward.
+    async fn all(&self, connect: Through, url: &str) -> Outcome {
+        let text = |error: ExecuteError| {
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            format!("{error}: {source}")
+        };
+        let carrier = self.exec(&FallbackExecutor::new(connect.clone()), url).await.map_err(text)?;
+        ensure!(carrier == Carrier::WebSocket, "{carrier}");
+        self.exec(&SpdyExecutor::new(connect.clone()), url).await.map_err(text)?;
+        let request = PortForwardRequest::new(format!("{url}/api/v1/namespaces/default/pods/demo/portforward"))
+            .and_then(|request| request.header("authorization", format!("Bearer {}", self.token)));
+        let upstream = FallbackDialer::new(connect).dial(&request.map_err(text)?).await.map_err(text)?;
+        ensure!(upstream.carrier() == Carrier::WebSocket, "{}", upstream.carrier());
+        let port = NonZeroU16::new(self.pod.echo).ok_or("a port")?;
+        let mut connection = upstream.connect(port).await.map_err(|error| error.to_string())?;
+        connection.write_all(b"through").await.map_err(|error| error.to_string())?;
+        let mut came = [0; 7];
+        connection.read_exact(&mut came).await.map_err(|error| error.to_string())?;
+        ensure!(&came == b"through", "{came:?} came back");
+        Ok(())
+    }
+
+    /// What an executor says that cannot reach the server.
+    async fn refused(&self, connect: Through, url: &str) -> Outcome<String> {
+        match self.exec(&FallbackExecutor::new(connect), url).await {
+            Err(ExecuteError::Dial(error)) => Ok(error.to_string()),
+            Err(error) => Err(format!("{error:?} is no error of dialling")),
+            Ok(_) => Err("it was reached".into()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_and_ports_pass_proxies_and_a_proxy_that_refuses_is_named() {
+    check().await.unwrap_or_else(|why| panic!("{why}"));
+}
+
+async fn check() -> Outcome {
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let url = url(&lab.apiserver)?;
+    let port = port_in(&url).ok_or("the API server's port")?;
+    let (ca, token, pod) = (lab.ca(), lab.admin_token()?, Pod::start().await?);
+    let server = Server { url, port, ca, token, pod };
+    let scratch = Scratch::new("proxies");
+    let checked = async {
+        through_squid(&server, &scratch, &lab).await.map_err(|why| format!("squid: {why}"))?;
+        through_tinyproxy(&server, &scratch).await.map_err(|why| format!("tinyproxy: {why}"))?;
+        through_microsocks(&server).await.map_err(|why| format!("microsocks: {why}"))?;
+        unreachable_proxy(&server).await
+    };
+    checked.await.map_err(|why| format!("{why}\n{}", lab.logs()))?;
+    lab.stop().await
+}
+
+async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome {
+    let refused = server.pod.closed;
+    let Some(squid) = squid(scratch, lab, refused).await? else { return Ok(()) };
+    let (plain, tls) = (squid.ports[0], squid.ports[1]);
+    // A name that only the proxy can find; the certificate is for the address.
+    let named = format!("https://api.test:{}", server.port);
+    let name = || ServerName::try_from("127.0.0.1").expect("an address");
+    for proxy in [format!("http://127.0.0.1:{plain}"), format!("https://127.0.0.1:{tls}")] {
+        let connect = server.by(&proxy)?.server_name(name());
+        server.all(connect, &named).await.map_err(|why| format!("{proxy}: {why}"))?;
+    }
+    let variables = |no: &'static str| {
+        move |name: &str| match name {
+            "HTTPS_PROXY" => Some(format!("127.0.0.1:{plain}")),
+            "NO_PROXY" => Some(no.to_owned()),
+            _ => None,
+        }
+    };
+    for (no, passes) in [("", true), ("api.test:1", true), (".test", false), ("*", false)] {
+        let proxies = Proxies::from_variables(variables(no)).map_err(|error| error.to_string())?;
+        let connect = server.through(proxies)?.server_name(name());
+        if passes {
+            server.all(connect, &named).await.map_err(|why| format!("NO_PROXY={no}: {why}"))?;
+        } else {
+            let why = server.refused(connect, &named).await.map_err(|why| format!("NO_PROXY={no}: {why}"))?;
+            ensure!(why.starts_with("dial tcp api.test:"), "NO_PROXY={no}: {why}");
+        }
+    }
+    let elsewhere = format!("https://127.0.0.1:{refused}");
+    let why = server.refused(server.by(&format!("http://127.0.0.1:{plain}"))?, &elsewhere).await?;
+    let words = format!("CONNECT request to http://127.0.0.1:{plain} returned response: 403 Forbidden");
+    ensure!(why == words, "{why}");
+    squid.process.stop().await.map(drop)
+}
+
+async fn through_tinyproxy(server: &Server, scratch: &Scratch) -> Outcome {
+    let Some(tinyproxy) = tinyproxy(scratch).await? else { return Ok(()) };
+    let port = tinyproxy.ports[0];
+    server.all(server.by(&format!("http://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
+    tinyproxy.connected_to(server.port).await?;
+    for (login, answer) in [("", "407"), ("me:secret@", "401")] {
+        let why = server.refused(server.by(&format!("http://{login}127.0.0.1:{port}"))?, &server.url).await?;
+        let words = format!("CONNECT request to http://127.0.0.1:{port} returned response: {answer}");
+        ensure!(why.starts_with(&words), "{why}");
+    }
+    tinyproxy.process.stop().await.map(drop)
+}
+
+async fn through_microsocks(server: &Server) -> Outcome {
+    let Some(microsocks) = microsocks().await? else { return Ok(()) };
+    let port = microsocks.ports[0];
+    server.all(server.by(&format!("socks5://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
+    microsocks.connected_to(server.port).await?;
+    for login in ["", "me:secret@"] {
+        let why = server.refused(server.by(&format!("socks5://{login}127.0.0.1:{port}"))?, &server.url).await?;
+        ensure!(why.starts_with(&format!("proxy socks5://127.0.0.1:{port}: ")) && !why.contains("secret"), "{why}");
+    }
+    let login = format!("socks5://me:p%2Dss@127.0.0.1:{port}");
+    let elsewhere = format!("https://127.0.0.1:{}", server.pod.closed);
+    let why = server.refused(server.by(&login)?, &elsewhere).await?;
+    ensure!(why.starts_with(&format!("proxy socks5://127.0.0.1:{port}: ")), "{why}");
+    microsocks.process.stop().await.map(drop)
+}
+
+async fn unreachable_proxy(server: &Server) -> Outcome {
+    let closed = server.pod.closed;
+    let why = server.refused(server.by(&format!("http://127.0.0.1:{closed}"))?, &server.url).await?;
+    let proxy = format!("http://127.0.0.1:{closed}");
+    ensure!(why == format!("proxy {proxy}: dial tcp 127.0.0.1:{closed}: connect: connection refused"), "{why}");
+    // By variables this host is reached without one.
+    let variables = move |name: &str| (name == "HTTPS_PROXY").then(|| proxy.clone());
+    let proxies = Proxies::from_variables(variables).map_err(|error| error.to_string())?;
+    server.all(server.through(proxies)?, &server.url).await
+}
