@@ -6,6 +6,7 @@ mod support;
 use std::{
     fs,
     net::TcpListener,
+    num::NonZeroU16,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,10 +21,18 @@ use support::{
     process::Process,
     skip, through,
 };
-use tokio::{net::TcpStream, process::Command, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tower_kube_streaming::{
-    client::{Carrier, ExecRequest, Execute, ExecuteError, FallbackExecutor, SpdyExecutor, WebSocketExecutor},
+    client::{
+        Carrier, ExecRequest, Execute, ExecuteError, FallbackExecutor, SpdyExecutor, WebSocketExecutor,
+        port_forward::{FallbackDialer, OpenForward, PortForwardRequest, SpdyDialer},
+    },
     remote_command::{Exit, Stdio},
     upgrade::{StreamOptions, TcpConnect},
 };
@@ -32,6 +41,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the API server says of a request whose `Upgrade` was dropped.
 const UNASKED: &str = "Upgrade request required";
+
+/// What our clients say of it.
+const DROPPED: &str = "unable to upgrade connection: Upgrade request required (the server was not shown \
+                       `Upgrade: SPDY/3.1`: a proxy on the way has dropped it)";
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -124,7 +137,8 @@ async fn check(kind: Kind) -> Outcome {
     let Some(proxy) = Proxy::start(kind, upstream, &lab.scratch).await? else { return Ok(()) };
     let checked = async {
         kubectls(&proxy, &lab).await?;
-        ours(&proxy).await
+        commands(&proxy).await?;
+        forwards(&proxy).await
     };
     let checked = checked.await.map_err(|why| format!("{kind:?}: {why}\n{}", lab.logs()));
     proxy.process.stop().await?;
@@ -158,7 +172,8 @@ async fn kubectls(proxy: &Proxy, lab: &Lab) -> Outcome {
     Ok(())
 }
 
-async fn ours(proxy: &Proxy) -> Outcome {
+/// Our executors.
+async fn commands(proxy: &Proxy) -> Outcome {
     let options = StreamOptions { stdout: true, ..StreamOptions::default() };
     let pod = format!("http://127.0.0.1:{}/api/v1/namespaces/default/pods/demo", proxy.port);
     let command = "command=sh&command=-c&command=exit%203&container=shell&stdout=true";
@@ -175,12 +190,39 @@ async fn ours(proxy: &Proxy) -> Outcome {
     match SpdyExecutor::new(TcpConnect).execute(&request, stdio()).await {
         Err(ExecuteError::Rejected(rejection)) => {
             ensure!(rejection.dropped_header() == Some("Upgrade: SPDY/3.1"), "not told: {rejection:?}");
-            let words = "unable to upgrade connection: Upgrade request required (the server was not shown \
-                         `Upgrade: SPDY/3.1`: a proxy on the way has dropped it)";
-            ensure!(rejection.to_string() == words, "it reads {rejection}");
+            ensure!(rejection.to_string() == DROPPED, "it reads {rejection}");
             Ok(())
         }
         other => Err(format!("over SPDY: {other:?}")),
+    }
+}
+
+/// Our dialers.
+async fn forwards(proxy: &Proxy) -> Outcome {
+    let pod = Pod::start().await?;
+    let port = NonZeroU16::new(pod.echo).ok_or("a port")?;
+    let url = format!("http://127.0.0.1:{}/api/v1/namespaces/default/pods/demo/portforward", proxy.port);
+    let request = PortForwardRequest::new(url).map_err(|error| error.to_string())?;
+
+    let upstream = FallbackDialer::new(TcpConnect).dial(&request).await.map_err(|error| error.to_string())?;
+    ensure!(upstream.carrier() == Carrier::WebSocket && upstream.fell_back().is_none(), "it fell back: {upstream:?}");
+    let mut connection = upstream.connect(port).await.map_err(|error| error.to_string())?;
+    let echoed = async {
+        connection.write_all(b"there and back").await?;
+        connection.shutdown().await?;
+        let mut back = String::new();
+        connection.read_to_string(&mut back).await?;
+        Ok::<_, std::io::Error>(back)
+    };
+    let echoed = timeout(LIMIT, echoed).await.map_err(|_| "the echo does not end")?;
+    ensure!(echoed.as_ref().is_ok_and(|back| back == "there and back"), "port-forward: {echoed:?}");
+
+    match SpdyDialer::new(TcpConnect).dial(&request).await {
+        Err(ExecuteError::Rejected(rejection)) => {
+            ensure!(rejection.to_string() == DROPPED, "port-forward's refusal reads {rejection}");
+            Ok(())
+        }
+        other => Err(format!("port-forward over SPDY: {other:?}")),
     }
 }
 
