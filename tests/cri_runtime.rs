@@ -489,10 +489,9 @@ async fn flags_that_make_no_sense_end_the_programs() -> Outcome {
             "--container-runtime-speaks-websocket is of a runtime that speaks CRI",
         ),
     ] {
-        let process = Process::start(program, example(program).args(flags))?;
-        let stderr = process.stderr.clone();
-        let status = process.ended().await?;
-        ensure!(status.code() == Some(2) && stderr.text().contains(why), "{flags:?}: {status}: {}", stderr.text());
+        let done = example(program).args(flags).output().await.map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.code() == Some(2) && said.contains(why), "{flags:?}: {done:?}");
     }
     Ok(())
 }

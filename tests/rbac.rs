@@ -280,8 +280,10 @@ async fn kubectl_tells_a_viewer_in_its_versions_words_what_is_forbidden() -> Out
             let output = run.kubectl(&args).await?.exits(i32::from(may == "no"))?;
             ensure!(output.stdout.trim() == may, "{client}: {context} {asked:?}: {output:?}");
         }
-        let impersonating = ["auth", "can-i", "create", "pods", "--as=viewer"];
-        run.kubectl(&impersonating).await?.exits(1)?.says("impersonation is not supported")?;
+        let as_viewer = run.kubectl(&["auth", "can-i", "create", "pods", "--as=viewer"]).await?.exits(1)?;
+        ensure!(as_viewer.stdout.trim() == "no", "{client}: {as_viewer:?}");
+        let as_admin = ["--context", "viewer", "auth", "can-i", "create", "pods", "--as=admin"];
+        run.kubectl(&as_admin).await?.exits(1)?.says("cannot impersonate resource \"users\"")?;
     }
     ensure!(lab.sessions().is_empty(), "a stream was opened: {:?}", lab.sessions());
     lab.stop().await

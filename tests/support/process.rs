@@ -32,6 +32,13 @@ impl Written {
         self.0.borrow().clone()
     }
 
+    /// Waits until all of it has come; not for ever, as a child that lives on may hold it open.
+    async fn whole(&self) {
+        let mut receiver = self.0.clone();
+        let all = async { while receiver.changed().await.is_ok() {} };
+        let _ = timeout(Duration::from_secs(1), all).await;
+    }
+
     /// Waits until `holds` is true of all that was written.
     pub async fn until(&self, limit: Duration, what: &str, holds: impl Fn(&str) -> bool) -> Outcome<String> {
         let mut receiver = self.0.clone();
@@ -97,7 +104,11 @@ impl Process {
     /// Waits for an exit that something else has brought about.
     pub async fn ended(mut self) -> Outcome<ExitStatus> {
         match timeout(Duration::from_secs(35), self.child.wait()).await {
-            Ok(status) => status.map_err(|error| format!("{}: {error}", self.name)),
+            Ok(status) => {
+                // What it wrote last is read by a task.
+                tokio::join!(self.stdout.whole(), self.stderr.whole());
+                status.map_err(|error| format!("{}: {error}", self.name))
+            }
             Err(_) => Err(format!("{}: still there after 35 s\nstderr:\n{}", self.name, self.stderr.text())),
         }
     }
