@@ -8,7 +8,7 @@ use std::{
     error, fmt,
     future::{Future, poll_fn},
     hash::{BuildHasher as _, Hasher as _},
-    io::{self, Cursor},
+    io::{self, Cursor, IoSlice},
     mem,
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -27,7 +27,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, Chain, Empty as NoRead, Join, ReadBuf, ReadHalf, Sink, Take, WriteHalf,
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Chain, Join, ReadBuf, ReadHalf, Sink, Take, WriteHalf,
 };
 
 use super::{
@@ -47,6 +47,9 @@ const MAX_READ: u64 = 64 * 1024;
 
 /// Longest frame, which the library holds whole and reserves before it is there. Kubernetes sends 32 KiB.
 const MAX_FRAME: usize = 4 << 20;
+
+/// Longest head of a frame: two bytes, a length of eight, a mask of four (RFC 6455, 5.2).
+const MAX_FRAME_HEAD: usize = 14;
 
 /// Why a connection did not become a WebSocket.
 #[derive(Debug)]
@@ -283,19 +286,16 @@ impl<Io> fmt::Debug for Reader<Io> {
     }
 }
 
-/// The direction to the server. Frames are masked with the library's random keys.
+/// The direction to the server. Frames are masked with the library's random keys, and written from here: its own plain
+/// write copies each payload once more, and its vectored one spins for ever on a connection that takes no more bytes.
 pub struct Writer<Io> {
-    frames: WebSocket<Join<NoRead, WriteHalf<Io>>>,
+    io: WriteHalf<Io>,
     message: Vec<u8>,
 }
 
 impl<Io: AsyncWrite> Writer<Io> {
     fn new(io: WriteHalf<Io>) -> Self {
-        let mut frames =
-            WebSocket::after_handshake(tokio::io::join(tokio::io::empty(), io), fastwebsockets::Role::Client);
-        // Its vectored write spins for ever on a connection that takes no more bytes.
-        frames.set_writev(false);
-        Self { frames, message: Vec::new() }
+        Self { io, message: Vec::new() }
     }
 
     /// Sends a message to a channel.
@@ -362,9 +362,21 @@ impl<Io: AsyncWrite> Writer<Io> {
         self.write(Frame::close(code, b"")).await
     }
 
-    async fn write(&mut self, frame: Frame<'_>) -> io::Result<()> {
-        self.frames.write_frame(frame).await.map_err(io_error)?;
-        self.frames.flush().await.map_err(io_error)
+    async fn write(&mut self, mut frame: Frame<'_>) -> io::Result<()> {
+        frame.mask();
+        let mut head = [0; MAX_FRAME_HEAD];
+        let size = frame.fmt_head(&mut head);
+        let (mut head, mut payload) = (&head[..size], &frame.payload[..]);
+        while !head.is_empty() {
+            let written = self.io.write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let of_head = written.min(head.len());
+            (head, payload) = (&head[of_head..], &payload[written - of_head..]);
+        }
+        self.io.write_all(payload).await?;
+        self.io.flush().await
     }
 }
 
