@@ -151,6 +151,31 @@ async fn lease(run: &Run<'_>, path: &str) -> Outcome<String> {
     Ok(run.kubectl(&args).await?.exits(0)?.stdout)
 }
 
+/// Watches for two values of a time. The kubelet renews every 10 seconds: two renewals, or the first and the one after it.
+async fn renewed(run: &Run<'_>, resource: &str, path: &str, namespace: &str) -> Outcome {
+    let output = format!("jsonpath={{{path}}}{{\"\\n\"}}");
+    let args = ["get", resource, "-n", namespace, "--field-selector=metadata.name=demo-node", "-w", "-o", &output];
+    let mut kubectl = run.command(&args).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut lines = BufReader::new(kubectl.stdout.take().expect("stdout is piped")).lines();
+    let mut times = Vec::new();
+    let two = async {
+        while times.len() < 2 {
+            let line = lines
+                .next_line()
+                .await
+                .map_err(|error| error.to_string())?
+                .ok_or(format!("{resource}: kubectl ended"))?;
+            if !line.is_empty() && times.last() != Some(&line) {
+                times.push(line);
+            }
+        }
+        Ok::<_, String>(())
+    };
+    timeout(LIMIT, two).await.map_err(|_| format!("{resource}: no renewal\n{}", run.lab.logs()))??;
+    ensure!(times[0] < times[1], "{resource}: {times:?}");
+    kubectl.kill().await.map_err(|error| error.to_string())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_keeps_its_lease_and_its_heartbeat_fresh() -> Outcome {
     let Some(client) = client("1.37", true) else { return Ok(()) };
@@ -160,30 +185,10 @@ async fn a_node_keeps_its_lease_and_its_heartbeat_fresh() -> Outcome {
             lab.restart_apiserver(&[]).await?;
         }
         let run = Run { lab: &lab, client: &client };
-        // The kubelet renews every 10 seconds; what is watched for are two renewals, or the first and the one after it.
-        for (resource, path, namespace) in [
-            ("lease", ".spec.renewTime", "kube-node-lease"),
-            ("node", ".status.conditions[?(@.type==\"Ready\")].lastHeartbeatTime", "default"),
-        ] {
-            let output = format!("jsonpath={{{path}}}{{\"\\n\"}}");
-            let args =
-                ["get", resource, "-n", namespace, "--field-selector=metadata.name=demo-node", "-w", "-o", &output];
-            let mut kubectl = run.command(&args).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
-            let mut lines = BufReader::new(kubectl.stdout.take().expect("stdout is piped")).lines();
-            let mut times = Vec::new();
-            let two = async {
-                while times.len() < 2 {
-                    let line = lines.next_line().await.map_err(|error| error.to_string())?.ok_or("kubectl ended")?;
-                    if !line.is_empty() && times.last() != Some(&line) {
-                        times.push(line);
-                    }
-                }
-                Ok::<_, String>(())
-            };
-            timeout(LIMIT, two).await.map_err(|_| format!("{resource}: no renewal\n{}", lab.logs()))??;
-            ensure!(times[0] < times[1], "{resource}: {times:?}");
-            kubectl.kill().await.map_err(|error| error.to_string())?;
-        }
+        tokio::try_join!(
+            renewed(&run, "lease", ".spec.renewTime", "kube-node-lease"),
+            renewed(&run, "node", ".status.conditions[?(@.type==\"Ready\")].lastHeartbeatTime", "default"),
+        )?;
         let holder = lease(&run, ".spec.holderIdentity} {.spec.leaseDurationSeconds").await?;
         let owner = lease(&run, ".metadata.ownerReferences[0].kind} {.metadata.ownerReferences[0].name").await?;
         let uid = lease(&run, ".metadata.ownerReferences[0].uid").await?;
