@@ -7,7 +7,7 @@ use std::{fs, net::TcpListener, num::NonZeroU16, path::Path, sync::Arc, time::Du
 use support::{
     Outcome, Scratch,
     http::{Login, tls_config, url},
-    lab::{Lab, Topology, port_in},
+    lab::{Lab, Topology, example, port_in},
     noise,
     pod::Pod,
     process::Process,
@@ -235,11 +235,41 @@ async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome
             ensure!(why.starts_with("dial tcp api.test:"), "NO_PROXY={no}: {why}");
         }
     }
+    our_kubectl(lab, &named, plain).await.map_err(|why| format!("our kubectl: {why}"))?;
     let elsewhere = format!("https://127.0.0.1:{refused}");
     let why = server.refused(server.by(&format!("http://127.0.0.1:{plain}"))?, &elsewhere).await?;
     let words = format!("CONNECT request to http://127.0.0.1:{plain} returned response: 403 Forbidden");
     ensure!(why == words, "{why}");
     squid.process.stop().await.map(drop)
+}
+
+/// The example kubectl, by its kubeconfig's `proxy-url` and by the environment.
+async fn our_kubectl(lab: &Lab, server: &str, proxy: u16) -> Outcome {
+    let text = fs::read(&lab.kubeconfig).map_err(|error| error.to_string())?;
+    let mut config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let proxy = format!("http://127.0.0.1:{proxy}");
+    for (by_file, variables, code) in [
+        (true, &[][..], 3),
+        (false, &[("HTTPS_PROXY", &*proxy)], 3),
+        (false, &[("HTTPS_PROXY", &*proxy), ("NO_PROXY", ".test")], 1),
+    ] {
+        let cluster = &mut config["clusters"][0]["cluster"];
+        cluster["server"] = server.into();
+        cluster["tls-server-name"] = "127.0.0.1".into();
+        cluster["proxy-url"] = if by_file { proxy.as_str().into() } else { serde_json::Value::Null };
+        let file = lab.scratch.path().join("proxied.kubeconfig");
+        fs::write(&file, config.to_string()).map_err(|error| error.to_string())?;
+        let mut kubectl = example("kubectl");
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"] {
+            kubectl.env_remove(name);
+        }
+        kubectl.envs(variables.iter().copied()).arg("--kubeconfig").arg(&file);
+        kubectl.args(["exec", "demo", "-c", "shell", "--", "sh", "-c", "exit 3"]).kill_on_drop(true);
+        let done = timeout(LIMIT, kubectl.output()).await.map_err(|_| "it goes on")?;
+        let done = done.map_err(|error| error.to_string())?;
+        ensure!(done.status.code() == Some(code), "{by_file} {variables:?}: {done:?}");
+    }
+    Ok(())
 }
 
 async fn through_tinyproxy(server: &Server, scratch: &Scratch) -> Outcome {

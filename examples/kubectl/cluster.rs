@@ -15,8 +15,13 @@ use kube::{
 };
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{Layer, ServiceExt as _, service_fn};
-use tower_kube_streaming::{adapters::rustls::TlsConnect, services::Connect as _};
+use tower_kube_streaming::{
+    adapters::{kube::proxies, rustls::TlsConnect},
+    client::transport::ProxyConnect,
+    upgrade::Connect as _,
+};
 
 use super::{
     failure::{Failure, chain},
@@ -55,6 +60,9 @@ pub(crate) struct ClusterFlags {
     token: Option<String>,
 }
 
+/// TLS to the API server, through the proxy that the kubeconfig or the environment names.
+pub(crate) type Connect = TlsConnect<ProxyConnect<TlsConnect>>;
+
 /// Where an API server is, and who asks there.
 pub(crate) struct Cluster {
     /// Scheme, host, port and path, without a slash at the end.
@@ -63,7 +71,7 @@ pub(crate) struct Cluster {
     pub(crate) server: String,
     pub(crate) namespace: String,
     pub(crate) headers: HeaderMap,
-    pub(crate) connect: TlsConnect,
+    pub(crate) connect: Connect,
 }
 
 impl Cluster {
@@ -75,14 +83,6 @@ impl Cluster {
         if let Some(token) = &flags.token {
             config.auth_info = kube::config::AuthInfo { token: Some(token.clone().into()), ..Default::default() };
         }
-        // As Go, which never asks a proxy for this machine.
-        let here = matches!(config.cluster_url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if config.proxy_url.is_some() && !here {
-            return Err(Failure::error("a proxy is configured; this kubectl dials API servers directly"));
-        }
-        if config.tls_server_name.is_some() {
-            return Err(Failure::error("tls-server-name is set; this kubectl takes the name from the server's URL"));
-        }
         let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         let plain = config.cluster_url.scheme_str() == Some("http");
         // Without a CA these are the system's roots, which take time to load: plain HTTP needs none.
@@ -90,7 +90,14 @@ impl Cluster {
             config.root_cert.get_or_insert_default();
         }
         let tls = config.rustls_client_config().map_err(|error| Failure::error(chain(&error)))?;
-        let connect = TlsConnect::new(Arc::new(tls));
+        let tls = Arc::new(tls);
+        let proxies = proxies(&config).map_err(|error| Failure::error(chain(&error)))?;
+        let to_proxy = TlsConnect::new(tls.clone()).allow_plain_http();
+        let mut connect = TlsConnect::over(ProxyConnect::over(proxies, to_proxy), tls);
+        if let Some(name) = &config.tls_server_name {
+            let name = ServerName::try_from(name.clone());
+            connect = connect.server_name(name.map_err(|error| Failure::error(chain(&error)))?);
+        }
         Ok(Self {
             base: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             server: authority,

@@ -6,7 +6,6 @@ use http::{StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 use tower_kube_streaming::{
-    adapters::rustls::TlsConnect,
     client::{
         Carrier, ExecRequest, Execute, ExecuteError, FallbackExecutor, FallbackPolicy, Opened, SpdyExecutor,
         WebSocketExecutor,
@@ -15,7 +14,7 @@ use tower_kube_streaming::{
 };
 
 use super::{
-    cluster::Cluster,
+    cluster::{Cluster, Connect},
     failure::{Failure, chain},
     log::klog,
     pod::Pod,
@@ -31,8 +30,8 @@ pub(crate) struct Remote<'a> {
 }
 
 enum Executor {
-    Fallback(FallbackExecutor<Asked<WebSocketExecutor<TlsConnect>>, Asked<SpdyExecutor<TlsConnect>>>),
-    Spdy(Asked<SpdyExecutor<TlsConnect>>),
+    Fallback(FallbackExecutor<Asked<WebSocketExecutor<Connect>>, Asked<SpdyExecutor<Connect>>>),
+    Spdy(Asked<SpdyExecutor<Connect>>),
 }
 
 impl<'a> Remote<'a> {
