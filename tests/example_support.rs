@@ -226,6 +226,25 @@ fn a_client_certificate_names_user_and_groups() {
 }
 
 #[test]
+fn of_several_common_names_the_last_one_counts_as_it_does_in_go_and_none_is_empty() {
+    let certificate = |names: &[&str]| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for (at, name) in names.iter().enumerate() {
+            // rcgen keeps one of a kind; a name under another kind with the same OID is another one.
+            let kind = if at == 0 { rcgen::DnType::CommonName } else { rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]) };
+            params.distinguished_name.push(kind, *name);
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().clone()
+    };
+    assert_eq!(caller_of_certificate(&certificate(&["alice"])).unwrap().name, "alice");
+    assert_eq!(caller_of_certificate(&certificate(&["admin", "alice"])).unwrap().name, "alice");
+    caller_of_certificate(&certificate(&[""])).unwrap_err();
+    caller_of_certificate(&certificate(&["admin", ""])).unwrap_err();
+}
+
+#[test]
 fn a_kubelets_kubeconfig_names_its_certificate_by_absolute_paths_and_none_without_tls() {
     let file = dir("kubelet_kubeconfig").join("kubelet.kubeconfig");
     let own = CertAndKey { cert: "some/kubelet-client.crt".into(), key: "some/kubelet-client.key".into() };

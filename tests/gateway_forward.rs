@@ -374,3 +374,32 @@ async fn a_certificate_becomes_a_front_proxys_word() {
     request.extensions_mut().insert(ClientCertificate(Caller::new("jane\r\nx-remote-user: root", [""; 0])));
     assert_eq!(vouch(&mut request, &upstream).unwrap_err().code(), StatusCode::UNAUTHORIZED);
 }
+
+#[tokio::test]
+async fn nobody_is_vouched_for_under_a_name_that_a_header_changes() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("gateway-vouch-names");
+    support::create_private_dir(&dir).unwrap();
+    pki::prepare(&dir, [127, 0, 0, 1].into()).unwrap();
+    let _ = std::sync::Arc::unwrap_or_clone(support::tls::provider()).install_default();
+    // What the cluster is told, over a real connection.
+    let mut config = Config::new(format!("http://{}", serve(echo_of_heads()).await).parse().unwrap());
+    config.root_cert = Some(Vec::new());
+    let own = pki::files::kubelet_client(&dir);
+    let upstream = Upstream::new(&config, Some(&own), CancellationToken::new()).unwrap();
+    for (name, group) in [
+        ("jane", " system:masters"),
+        ("jane", "system:masters\t"),
+        (" admin", "dev"),
+        ("admin ", "dev"),
+        // Without a name the next authenticator is asked, and that finds the gateway's own certificate.
+        ("", "dev"),
+        (" ", "dev"),
+    ] {
+        let mut request = Request::get("/api").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ClientCertificate(Caller::new(name, [group])));
+        match vouch(&mut request, &upstream) {
+            Err(refusal) => assert_eq!(refusal.code(), StatusCode::UNAUTHORIZED),
+            Ok(via) => panic!("{name:?} in {group:?} came as\n{}", text(upstream.forward(request, via).await).await),
+        }
+    }
+}

@@ -219,8 +219,13 @@ fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 pub fn caller_of_certificate(der: &[u8]) -> Result<Caller, Error> {
     let (_, certificate) = X509Certificate::from_der(der).context("client certificate")?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next().ok_or("client certificate: no common name")?;
+    // As Go: of several the last one, which is whom its signer has seen.
+    let name = subject.iter_common_name().last().ok_or("client certificate: no common name")?;
     let groups: Result<Vec<&str>, _> = subject.iter_organization().map(|group| group.as_str()).collect();
     let what = "client certificate";
-    Ok(Caller::new(name.as_str().context(what)?, groups.context(what)?))
+    let name = name.as_str().context(what)?;
+    if name.is_empty() {
+        return Err("client certificate: the common name is empty".into());
+    }
+    Ok(Caller::new(name, groups.context(what)?))
 }

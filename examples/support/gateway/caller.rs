@@ -52,8 +52,11 @@ pub fn vouch(request: &mut Request<Body>, upstream: &Upstream) -> Result<Via, Re
 
 /// Writes who it is as front proxies do. `None`: a name cannot be written.
 fn name(caller: &Caller, headers: &mut HeaderMap) -> Option<()> {
-    let value = |text: &str| HeaderValue::from_bytes(text.as_bytes()).ok();
-    headers.insert(REMOTE_USER, value(&caller.name)?);
+    // Whoever reads a header drops the spaces around it, and `" system:masters"` would be another group.
+    let arrives = |text: &&str| !text.starts_with([' ', '\t']) && !text.ends_with([' ', '\t']);
+    let value = |text| Some(text).filter(arrives).and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok());
+    // Without a user the cluster asks whose the connection is, and that is us.
+    headers.insert(REMOTE_USER, value(&caller.name).filter(|name| !name.is_empty())?);
     for group in &caller.groups {
         headers.append(REMOTE_GROUP, value(group)?);
     }
