@@ -170,13 +170,14 @@ impl<'a> Unpacking<'a> {
         mut path: PathBuf,
         mode: u32,
     ) -> io::Result<()> {
-        let mut file = if names.is_empty() {
-            // Where the user has said: into a folder, through a link, into a device.
-            if path.is_dir() {
-                path.extend(self.prefix.last());
-            }
+        let mut file = if names.is_empty() && !path.is_dir() {
+            // Where the user has said: through a link, into a device.
             File::create(&path)?
         } else {
+            if names.is_empty() {
+                // Into a folder. What is there by that name the archive may have made.
+                path.extend(self.prefix.last());
+            }
             remove(&path)?;
             OpenOptions::new().write(true).create_new(true).open(&path)?
         };

@@ -135,6 +135,15 @@ fn nothing_is_written_through_a_link_whoever_made_it() {
     assert_eq!(fs::read(target.dir.join("f")).expect("replaced"), b"new");
     assert!(!target.dir.join("f").is_symlink());
 
+    // The file that was asked for, into a folder where the archive has put a link first: it leads through one of the user's.
+    let target = Target::new();
+    fs::create_dir(&target.dir).expect("made");
+    symlink("..", target.dir.join("l")).expect("made");
+    let entries = [folder("src/"), link("src/src", "l/outside"), file("src", b"harm")];
+    assert_eq!(target.take(&entries), Ok(()));
+    assert_eq!(fs::read(target.dir.join("src")).expect("replaced"), b"harm");
+    assert!(!target.dir.join("src").is_symlink());
+
     // A folder in the place of a link.
     let target = Target::new();
     assert!(target.take(&[folder("src/"), folder("src/d"), link("src/l", "d"), folder("src/l")]).is_err());
