@@ -154,9 +154,8 @@ impl Copy<'_> {
     async fn fetch(&mut self, source: &str, feed: &Feed) -> Result<(), Failure> {
         loop {
             let begin = (feed.bytes() + 1).to_string();
-            // Its exit code is tar's; that of a pipe would be tail's.
             let plain = ["tar", "cf", "-", source];
-            let resumed = ["sh", "-c", r#"tar cf - "$1" | tail -c+"$2""#, "sh", source, &begin];
+            let resumed = ["sh", "-c", unpack::REST, "sh", source, &begin];
             let command = if feed.bytes() == 0 { &plain[..] } else { &resumed[..] };
             let size = async {
                 if self.progress.is_shown() && feed.bytes() == 0 {

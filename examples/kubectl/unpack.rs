@@ -23,6 +23,11 @@ const HEADS: u64 = 1 << 20;
 /// An archive ends with two blocks of zeros.
 const END: usize = 1024;
 const CHUNK: usize = 128 << 10;
+/// A shell's script for what is left of an archive: of `$1`, from byte `$2` on. Its exit code is tar's, by way of a third
+/// stream, for that of a pipe is tail's; tar has one for what it could not read, and ends the archive in order then.
+pub(crate) const REST: &str = r#"exec 4>&1
+code=$({ { tar cf - "$1"; echo $? >&3; } | tail -c+"$2" >&4; } 3>&1) || exit
+exit "${code:-1}""#;
 
 /// Where an archive goes.
 #[derive(Debug)]

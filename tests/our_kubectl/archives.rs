@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
+    process::{Command, Output},
 };
 
 use tar::{Builder, EntryType, Header};
@@ -11,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 use super::{
     kubectl::{
         progress::Progress,
-        unpack::{Plan, unpack},
+        unpack::{Plan, REST, unpack},
     },
     support::Scratch,
 };
@@ -237,4 +238,34 @@ fn a_file_goes_where_the_user_said() {
     assert_eq!((one(&new), one(&dir)), (Ok(()), Ok(())));
     assert_eq!(fs::read(new).expect("it is there"), b"here");
     assert_eq!(fs::read(dir.join("src")).expect("it is there"), b"here");
+}
+
+/// Whether tar could read everything is known by its exit code alone: an archive without a file is a whole one too.
+#[test]
+fn the_rest_of_an_archive_comes_with_the_exit_code_of_tar() {
+    let scratch = Scratch::new("archive");
+    fs::write(scratch.path().join("a b"), [7; 3000]).expect("written");
+    for shell in [&["sh"][..], &["bash", "--posix"], &["busybox", "sh"]] {
+        if Command::new(shell[0]).arg("--help").output().is_err() {
+            continue;
+        }
+        let run = |script: &str, source: &str, begin: &str| -> Output {
+            let mut command = Command::new(shell[0]);
+            command.args(&shell[1..]).args(["-c", script, "sh", source, begin]);
+            command.current_dir(scratch.path()).output().expect("it runs")
+        };
+        // Of the same shell: busybox has a tar of its own.
+        let plain = |source: &str| run(r#"tar cf - "$1""#, source, "");
+        let rest = |source: &str, begin: &str| run(REST, source, begin);
+        let whole = plain("a b").stdout;
+        for begin in [1, 1000, whole.len(), whole.len() + 1] {
+            let done = rest("a b", &begin.to_string());
+            assert!(done.status.success() && done.stdout == whole[begin - 1..], "{shell:?} from {begin}");
+        }
+        let code = |done: Output| done.status.code().expect("it exits");
+        let wanted = code(plain("none"));
+        assert_ne!(wanted, 0);
+        assert_eq!(code(rest("none", "2")), wanted, "{shell:?}");
+        assert_ne!(code(rest("a b", "x")), 0, "{shell:?}: tail failed");
+    }
 }
