@@ -41,7 +41,11 @@ mod kubectl {
     pub(crate) mod unpack;
 }
 
-use std::{env, process};
+use std::{
+    env,
+    io::{self, Write as _},
+    process,
+};
 
 use clap::{
     CommandFactory as _, Parser, Subcommand,
@@ -94,7 +98,7 @@ fn main() {
 fn parse() -> Result<Flags, Failure> {
     Flags::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{error}");
+            let _ = write!(io::stdout(), "{error}");
             Failure::silent(0)
         }
         ErrorKind::UnknownArgument => unknown_flag(&error),

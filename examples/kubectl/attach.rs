@@ -1,5 +1,7 @@
 //! `kubectl attach`.
 
+use std::io::{self, Write as _};
+
 use clap::Args;
 use tower_kube_streaming::upgrade::StreamOptions;
 
@@ -44,20 +46,24 @@ impl Attach {
             .container(streams.container.as_deref(), streams.quiet)
             .map_err(|why| Failure::error(format!("cannot attach to the container: {why}")))?;
         if streams.tty && !container.tty && !streams.quiet {
-            eprintln!("error: Unable to use a TTY - container {} did not allocate one", container.name);
+            let _ = writeln!(
+                io::stderr(),
+                "error: Unable to use a TTY - container {} did not allocate one",
+                container.name
+            );
         }
         let tty = may_be_terminal(streams, container.tty);
         let options =
             StreamOptions { stdin: streams.stdin, stdout: true, stderr: !tty, tty, ..StreamOptions::default() };
         let remote = Remote::new(cluster);
         if !streams.quiet && streams.stdin {
-            eprintln!("{RECORDED}\n{PROMPT}");
+            let _ = writeln!(io::stderr(), "{RECORDED}\n{PROMPT}");
         }
         let opened = remote.open("attach", &pod, container.name, options.clone()).await;
         let opened = opened.map_err(|error| remote.failure(&error))?;
         of_exit(&converse(&remote, opened, &options, tty).await?)?;
         if let Some(hint) = self.how_to_resume(&pod, container) {
-            println!("{hint}");
+            let _ = writeln!(io::stdout(), "{hint}");
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! `kubectl exec`, and what it shares with `attach`.
 
 use std::{
+    io::{self, Write as _},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -111,7 +112,7 @@ pub(crate) fn may_be_terminal(streams: &Streams, asked: bool) -> bool {
     }
     let is = terminal::on_stdin();
     if !is && !streams.quiet {
-        eprintln!("{NOT_A_TERMINAL}");
+        let _ = writeln!(io::stderr(), "{NOT_A_TERMINAL}");
     }
     is
 }

@@ -1,6 +1,9 @@
 //! What is said on stderr, and the exit code.
 
-use std::{error::Error, io};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
 
 use serde_json::Value;
 use tower_kube_streaming::{client::ExecuteError, remote_command::Exit};
@@ -35,7 +38,8 @@ impl Failure {
     /// Says it. Returns the exit code.
     pub(crate) fn report(self) -> i32 {
         if !self.text.is_empty() {
-            eprintln!("{}", self.text);
+            // `eprintln` panics where nobody reads, and with it went the exit code.
+            let _ = writeln!(io::stderr(), "{}", self.text);
         }
         self.code
     }

@@ -1,7 +1,9 @@
 //! klog's lines on stderr, as many as `-v` asks for. Never what a stream carries, a command or a token.
 
 use std::{
-    fmt, process,
+    fmt,
+    io::{self, Write as _},
+    process,
     sync::atomic::{AtomicU8, Ordering},
 };
 
@@ -32,7 +34,8 @@ fn write(severity: char, file: &str, said: fmt::Arguments<'_>) {
     let (hour, minute, second) = now.to_hms();
     let clock = format!("{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{:06}", now.microsecond());
     let end = if super::terminal::is_raw() { "\r" } else { "" };
-    eprintln!("{severity}{clock} {:7} {file}] {said}{end}", process::id());
+    // If nobody reads it, that ends no stream.
+    let _ = writeln!(io::stderr(), "{severity}{clock} {:7} {file}] {said}{end}", process::id());
 }
 
 /// A line of klog's: `klog!(7, "exec.rs", "…")`.

@@ -1,6 +1,9 @@
 //! Which pod and which container a command line means.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -115,7 +118,7 @@ impl Pod {
         let first =
             first.ok_or_else(|| format!("pod {}/{} does not have any containers", self.namespace, self.name))?;
         if !quiet && LISTS.iter().flat_map(|(pointer, _)| self.list(pointer)).nth(1).is_some() {
-            eprintln!("Defaulted container {:?} out of: {}", first.name, self.all());
+            let _ = writeln!(io::stderr(), "Defaulted container {:?} out of: {}", first.name, self.all());
         }
         Ok(first)
     }

@@ -1,7 +1,8 @@
 //! `kubectl port-forward`.
 
 use std::{
-    env,
+    env, fmt,
+    io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -147,7 +148,7 @@ async fn listen(forwarding: &Forwarding, ports: &Ports, addresses: &[Vec<IpAddr>
             for ip in group {
                 match forwarding.listen(SocketAddr::new(*ip, port), remote).await {
                     Ok(address) => {
-                        println!("Forwarding from {address} -> {remote}");
+                        say(format_args!("Forwarding from {address} -> {remote}"));
                         // Both addresses of localhost have the same port.
                         (any, port) = (true, address.port());
                     }
@@ -156,7 +157,8 @@ async fn listen(forwarding: &Forwarding, ports: &Ports, addresses: &[Vec<IpAddr>
             }
             if failed.len() == group.len() {
                 let errors = failed.join(" ");
-                eprintln!(
+                let _ = writeln!(
+                    io::stderr(),
                     "Unable to listen on port {local}: Listeners failed to create with the following errors: [{errors}]"
                 );
             }
@@ -169,10 +171,15 @@ async fn listen(forwarding: &Forwarding, ports: &Ports, addresses: &[Vec<IpAddr>
     Err(Failure::error(format!("unable to listen on any of the requested ports: [{}]", ports.join(" "))))
 }
 
+/// Writes a line to stdout. Whoever read it may be gone, as in `| grep -m1 Forwarding`, and the ports are still wanted.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
 /// What happens, in kubectl's words where it has some.
 fn tell(event: &Event<'_>) {
     match event {
-        Event::Accepted { local, .. } => println!("Handling connection for {}", local.port()),
+        Event::Accepted { local, .. } => say(format_args!("Handling connection for {}", local.port())),
         // Ctrl-C ends what is open, and needs no word.
         Event::ConnectionFailed { error: ConnectionError::Stopped, .. } => {}
         Event::ConnectionFailed { local, port, error, .. } => {

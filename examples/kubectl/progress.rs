@@ -56,10 +56,11 @@ impl Progress {
 
     /// A line on stderr that the bar does not write over.
     pub(crate) fn say(&self, line: &str) {
-        match &self.0 {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
+        // If nobody reads it, that ends no copy.
+        let _ = match &self.0 {
+            Some(bar) => bar.suspend(|| writeln!(io::stderr(), "{line}")),
+            None => writeln!(io::stderr(), "{line}"),
+        };
     }
 
     pub(crate) fn end(&self) {

@@ -1,9 +1,12 @@
 //! Forwards: which way they go, and that they outlive what kubectl's do not. The corpus that is shared with real kubectls is
 //! in `tests/port_forward.rs`.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::TcpListener,
+};
 
 use super::support::{
     Outcome,
@@ -67,6 +70,28 @@ async fn a_forward_outlives_a_refused_port_and_the_kubelet_behind_it() -> Outcom
         lab.stop().await?;
     }
     Ok(())
+}
+
+/// As in a script: `kubectl port-forward … | grep -m1 Forwarding`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forward_goes_on_when_nobody_reads_what_it_says() -> Outcome {
+    let told = |error: std::io::Error| error.to_string();
+    let pod = Pod::start().await.map_err(|error| error.to_string())?;
+    let mut lab = Lab::start(Topology::TwoProcesses).await?;
+    let client = ours(true);
+    let mut command = Run { lab: &lab, client: &client }.command(&["port-forward", "demo", &format!("0:{}", pod.web)]);
+    let mut kubectl = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(told)?;
+    let mut line = String::new();
+    BufReader::new(kubectl.stdout.take().expect("piped")).read_line(&mut line).await.map_err(told)?;
+    drop(kubectl.stderr.take());
+    let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split_once(' '));
+    let port = port.and_then(|(port, _)| port.parse().ok()).ok_or_else(|| format!("{line:?}"))?;
+    through::page(port).await?;
+    // That is told too.
+    lab.restart_kubelet(&[]).await?;
+    through::page(port).await?;
+    kubectl.kill().await.map_err(told)?;
+    lab.stop().await
 }
 
 /// What is refused, in the words of the real one.

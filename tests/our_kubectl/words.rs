@@ -82,6 +82,18 @@ async fn a_copy_of_what_is_not_there_fails() -> Outcome {
 }
 
 #[tokio::test]
+async fn the_commands_exit_code_comes_though_nobody_reads_what_is_said() -> Outcome {
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let client = ours(true);
+    let (read, write) = std::io::pipe().map_err(|error| error.to_string())?;
+    drop(read);
+    let mut command = Run { lab: &lab, client: &client }.command(&["exec", "demo", "--", "sh", "-c", "exit 3"]);
+    let status = command.stderr(write).status().await.map_err(|error| error.to_string())?;
+    ensure!(status.code() == Some(3), "{status}");
+    lab.stop().await
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_told_as_kubectl_tells_it() -> Outcome {
     let lab = Lab::start(Topology::AllInOne).await?;
     let (real, own) = (client("1.37", true), ours(true));
