@@ -79,6 +79,8 @@ impl Cluster {
         let mut config = configuration(flags).await?;
         if let Some(server) = &flags.server {
             config.cluster_url = server.clone();
+            // As in kubectl: the name is that of the kubeconfig's own server, and another must not pass for it.
+            config.tls_server_name = None;
         }
         if let Some(token) = &flags.token {
             config.auth_info = kube::config::AuthInfo { token: Some(token.clone().into()), ..Default::default() };

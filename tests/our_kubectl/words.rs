@@ -1,5 +1,9 @@
 //! What it refuses, in the words of the real one.
 
+use std::fs;
+
+use tokio::net::{TcpListener, TcpStream};
+
 use super::support::{
     Outcome,
     kubectl::{Client, Output, Run, client, ours},
@@ -78,6 +82,42 @@ async fn a_copy_of_what_is_not_there_fails() -> Outcome {
     let target = target.to_str().expect("paths are text");
     let output = run.kubectl(&["cp", "demo:/nonexistent", target]).await?.exits(2)?;
     output.says("Cannot stat: No such file or directory")?.says("command terminated with exit code 2")?;
+    lab.stop().await
+}
+
+/// A kubeconfig's `tls-server-name` is its own server's: another's certificate must be for that one.
+#[tokio::test]
+async fn a_server_that_is_named_is_not_taken_for_the_kubeconfigs() -> Outcome {
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let text = fs::read(&lab.kubeconfig).map_err(|error| error.to_string())?;
+    let mut config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let cluster = &mut config["clusters"][0]["cluster"];
+    let named = format!("--server={}", cluster["server"].as_str().ok_or("no server")?);
+    let there = named.rsplit("//").next().unwrap_or_default().to_owned();
+    // The certificate is for `localhost`, and not for this address of this host.
+    let other = TcpListener::bind("127.0.0.2:0").await.map_err(|error| error.to_string())?;
+    let elsewhere = format!("--server=https://{}", other.local_addr().map_err(|error| error.to_string())?);
+    let relay = tokio::spawn(async move {
+        while let Ok((mut near, _)) = other.accept().await {
+            let there = there.clone();
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(there).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    let exec = ["exec", "demo", "-c", "shell", "--", "sh", "-c", "exit 3"];
+    for (name, server, code) in [("wrong.example", &named, 3), ("localhost", &elsewhere, 1)] {
+        config["clusters"][0]["cluster"]["tls-server-name"] = name.into();
+        let file = lab.scratch.path().join("named.kubeconfig");
+        fs::write(&file, config.to_string()).map_err(|error| error.to_string())?;
+        for client in [Some(ours(true)), client("1.37", true)].into_iter().flatten() {
+            let mut command = client.command(&file, &lab.scratch, &[&[server.as_str()], &exec[..]].concat());
+            let done = command.output().await.map_err(|error| error.to_string())?;
+            ensure!(done.status.code() == Some(code), "{client}, {name} at {server}: {done:?}");
+        }
+    }
+    relay.abort();
     lab.stop().await
 }
 
