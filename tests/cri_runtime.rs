@@ -473,6 +473,25 @@ async fn a_socket_that_is_served_is_not_taken_and_one_that_was_left_over_is() ->
 }
 
 #[tokio::test]
+async fn what_is_no_socket_is_not_taken_for_one_that_was_left_over() -> Outcome {
+    let scratch = Scratch::new("toy");
+    let file = scratch.path().join("notes");
+    fs::write(&file, "mine").map_err(|error| error.to_string())?;
+    let link = scratch.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).map_err(|error| error.to_string())?;
+    for path in [&file, &link] {
+        let mut command = example("cri_runtime");
+        let process = Process::start("cri_runtime", command.arg(format!("--listen=unix://{}", path.display())))?;
+        let stderr = process.stderr.clone();
+        let status = timeout(Duration::from_secs(20), process.ended()).await.map_err(|_| "it was taken")??;
+        ensure!(status.code() == Some(2) && stderr.text().contains("Address already in use"), "{}", stderr.text());
+        ensure!(path.symlink_metadata().is_ok(), "{} is gone", path.display());
+    }
+    ensure!(fs::read(&file).map_err(|error| error.to_string())? == b"mine", "it was changed");
+    Ok(())
+}
+
+#[tokio::test]
 async fn flags_that_make_no_sense_end_the_programs() -> Outcome {
     for (program, flags, why) in [
         ("cri_runtime", &["--listen=tcp://127.0.0.1:1"][..], "--listen takes unix:///absolute/path"),

@@ -27,7 +27,10 @@ mod support;
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -148,6 +151,8 @@ impl Drop for Socket {
     }
 }
 
+/// Linux refuses a connection to a plain file too, which is not ours to take away.
 fn is_left_over(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    let is_socket = path.symlink_metadata().is_ok_and(|there| there.file_type().is_socket());
+    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
