@@ -6,12 +6,13 @@
 //! ```
 //!
 //! It asks over WebSocket, and over SPDY where that is refused. `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false`, and for
-//! port-forward `KUBECTL_PORT_FORWARD_WEBSOCKETS=false`, have it ask over SPDY alone. `-v=7` shows the steps. One GET of the pod precedes a stream, nothing else: no discovery, no cache on disk.
+//! port-forward `KUBECTL_PORT_FORWARD_WEBSOCKETS=false`, have it ask over SPDY alone. `-v=7` shows the steps. One GET of the pod precedes a stream, and none where `-f` has it: no discovery, no cache on disk.
 //!
 //! | file | one idea |
 //! |---|---|
 //! | `cluster` | from a kubeconfig to requests |
 //! | `pod`, `locate` | which pod and container a command line means; which pod a Deployment or a Service means |
+//! | `object` | the object in a file, for `exec -f` |
 //! | `remote` | a stream into a container, with the fallback and its log |
 //! | `exec`, `attach` | the two commands that need a terminal |
 //! | `terminal`, `stdio` | raw mode that is always undone; the standard streams without a thread between |
@@ -30,6 +31,7 @@ mod kubectl {
     pub(crate) mod flags;
     pub(crate) mod locate;
     pub(crate) mod log;
+    pub(crate) mod object;
     pub(crate) mod pack;
     pub(crate) mod pod;
     pub(crate) mod port_forward;
@@ -110,10 +112,21 @@ fn parse() -> Result<Flags, Failure> {
 /// A flag that is not known, in kubectl's words.
 fn unknown_flag(error: &clap::Error) -> Failure {
     let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let flag = unknown_shorthand(&flag).unwrap_or_else(|| format!("unknown flag: {flag}"));
     let commands = Flags::command();
     let asked = |name: &String| commands.get_subcommands().any(|command| command.get_name() == name);
     let command = env::args().skip(1).find(asked).map(|name| format!(" {name}")).unwrap_or_default();
-    Failure::error(format!("unknown flag: {flag}\nSee 'kubectl{command} --help' for usage."))
+    Failure::error(format!("{flag}\nSee 'kubectl{command} --help' for usage."))
+}
+
+/// `-z`, where it is, in `-iz` perhaps.
+fn unknown_shorthand(flag: &str) -> Option<String> {
+    let letter = flag.strip_prefix('-')?.chars().next().filter(|letter| *letter != '-')?;
+    let flags = env::args().skip(1).take_while(|arg| arg != "--");
+    let mut clusters =
+        flags.filter_map(|arg| arg.strip_prefix('-').filter(|rest| !rest.starts_with('-')).map(str::to_owned));
+    let rest = clusters.find_map(|letters| letters.find(letter).map(|at| letters[at..].to_owned()))?;
+    Some(format!("unknown shorthand flag: '{letter}' in -{rest}"))
 }
 
 fn run(flags: Flags) -> Result<(), Failure> {

@@ -7,6 +7,8 @@ mod archives;
 mod copies;
 #[path = "our_kubectl/forwards.rs"]
 mod forwards;
+#[path = "our_kubectl/objects.rs"]
+mod objects;
 #[path = "our_kubectl/pods.rs"]
 mod pods;
 mod support;

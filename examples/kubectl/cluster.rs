@@ -24,7 +24,7 @@ use tower_kube_streaming::{
 };
 
 use super::{
-    failure::{Failure, chain},
+    failure::{Failure, chain, printable},
     log::klog,
 };
 
@@ -70,6 +70,8 @@ pub(crate) struct Cluster {
     /// Host and port, for messages.
     pub(crate) server: String,
     pub(crate) namespace: String,
+    /// Whether the command line names it.
+    namespace_given: bool,
     pub(crate) headers: HeaderMap,
     pub(crate) connect: Connect,
 }
@@ -104,10 +106,24 @@ impl Cluster {
             base: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             server: authority,
             namespace: flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone()),
+            namespace_given: flags.namespace.is_some(),
             // As kubectl: no credentials where everybody can read them.
             headers: if plain { common_headers() } else { headers(&config).await? },
             connect: if plain { connect.allow_plain_http() } else { connect },
         })
+    }
+
+    /// Where an object is that says so of itself, or does not. It must not contradict the command line.
+    pub(crate) fn namespace_of<'a>(&'a self, own: Option<&'a str>) -> Result<&'a str, Failure> {
+        match own {
+            Some(own) if self.namespace_given && own != self.namespace => Err(Failure::error(format!(
+                "the namespace from the provided object {own:?} does not match the namespace {:?}. You must pass \
+                 '--namespace={}' to perform this operation.",
+                self.namespace,
+                printable(own)
+            ))),
+            own => Ok(own.unwrap_or(&self.namespace)),
+        }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -26,6 +26,7 @@ use super::{
     cluster::Cluster,
     failure::{Failure, of_exit},
     flags::duration,
+    object,
     pod::Pod,
     remote::Remote,
     stdio,
@@ -36,6 +37,7 @@ use super::{
 const BROKEN_PIPE: i32 = 141;
 /// A terminal that is attached to is told a size that is one too large for so long, so that programs draw anew.
 const REDRAW: Duration = Duration::from_millis(50);
+const NO_COMMAND: &str = "you must specify at least one command for the container";
 const NOT_A_TERMINAL: &str = "Unable to use a TTY - input is not a terminal or the right kind of file";
 
 /// The flags of `exec` and `attach`.
@@ -63,6 +65,9 @@ pub(crate) struct Streams {
 pub(crate) struct Exec {
     #[arg(value_name = "POD | TYPE/NAME")]
     pod: Vec<String>,
+    /// JSON or YAML of a Pod, or of a workload or a Service that stands for one, in place of its name: one local file.
+    #[arg(short, long, value_name = "FILE", value_delimiter = ',')]
+    filename: Vec<String>,
     #[arg(last = true)]
     command: Vec<String>,
     #[command(flatten)]
@@ -73,11 +78,10 @@ impl Exec {
     /// What can be said without a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         match &self.pod[..] {
-            [] => Err(Failure::error("pod, type/name or --filename must be specified")),
-            [_] if self.command.is_empty() => {
-                Err(Failure::error("you must specify at least one command for the container"))
-            }
-            [_] => Ok(()),
+            [] if self.files().is_empty() => Err(Failure::error("pod, type/name or --filename must be specified")),
+            [] | [_] if !self.command.is_empty() => Ok(()),
+            [_] if self.files().is_empty() => Err(Failure::error(NO_COMMAND)),
+            [] => Err(Failure::error(NO_COMMAND)),
             _ => Err(Failure::error(
                 "exec [POD] [COMMAND] is not supported anymore. Use exec [POD] -- [COMMAND] instead\n\
                  See 'kubectl exec -h' for help and examples",
@@ -85,8 +89,17 @@ impl Exec {
         }
     }
 
+    /// As in kubectl an empty name is none.
+    fn files(&self) -> &[String] {
+        if self.filename == [""] { &[] } else { &self.filename }
+    }
+
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), Failure> {
-        let pod = Pod::find(cluster, &self.pod[0], self.streams.pod_running_timeout).await?;
+        let wait = self.streams.pod_running_timeout;
+        let pod = match self.files() {
+            [] => Pod::find(cluster, &self.pod[0], wait).await?,
+            files => Pod::find_by(cluster, object::read(files, !self.pod.is_empty())?, wait).await?,
+        };
         pod.must_not_have_ended("exec into")?;
         let container = pod.container(self.streams.container.as_deref(), self.streams.quiet).map_err(Failure::error)?;
         let tty = may_be_terminal(&self.streams, self.streams.tty);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{cluster::Cluster, failure::Failure, log::klog, pod::Pod, remote::segment};
+use super::{cluster::Cluster, failure::Failure, log::klog, object::Object, pod::Pod, remote::segment};
 
 /// How long until a workload without a running pod is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -44,10 +44,36 @@ pub(crate) async fn pod_of(cluster: &Cluster, kind: &str, name: &str, wait: Dura
     if !code.is_success() {
         return Err(Failure::refused(code.as_u16(), &object));
     }
-    let selector = selector(&object).ok_or_else(|| {
+    best(cluster, &cluster.namespace, (plural, name), &object, wait).await
+}
+
+/// As [`pod_of`], of an object that is at hand. `namespace`: where it is.
+pub(crate) async fn pod_of_object(
+    cluster: &Cluster,
+    namespace: &str,
+    object: &Object,
+    wait: Duration,
+) -> Result<Pod, Failure> {
+    let Object { version, kind, name, value, .. } = object;
+    let of_version = |group: &str| group.strip_prefix("/apis/").or(group.strip_prefix("/api/")) == Some(version);
+    let (_, _, plural) = KINDS
+        .iter()
+        .find(|(names, group, _)| of_version(group) && names[0].eq_ignore_ascii_case(kind))
+        .ok_or_else(|| Failure::error(format!("cannot exec into a {kind:?} of {version:?}: it stands for no pod")))?;
+    best(cluster, namespace, (plural, name), value, wait).await
+}
+
+async fn best(
+    cluster: &Cluster,
+    namespace: &str,
+    (plural, name): (&str, &str),
+    object: &Value,
+    wait: Duration,
+) -> Result<Pod, Failure> {
+    let selector = selector(object).ok_or_else(|| {
         Failure::error(format!("invalid {plural} '{name}': no selector that says which pods are its own"))
     })?;
-    let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={}", segment(&selector));
+    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={}", segment(namespace), segment(&selector));
     let deadline = Instant::now() + wait;
     loop {
         let list = cluster.get(&path).await?;
@@ -55,7 +81,7 @@ pub(crate) async fn pod_of(cluster: &Cluster, kind: &str, name: &str, wait: Dura
         let best = pods.into_iter().max_by_key(fitness);
         let runs = |pod: &Value| fitness(pod).1 == 2;
         if let Some(pod) = best.filter(|pod| runs(pod) || Instant::now() >= deadline) {
-            let pod = Pod::of(&cluster.namespace, pod);
+            let pod = Pod::of(namespace, pod);
             klog!(4, "{plural}/{name} stands for pod {}", pod.name);
             return Ok(pod);
         }

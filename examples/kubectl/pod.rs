@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{cluster::Cluster, failure::Failure, locate, remote::segment};
+use super::{cluster::Cluster, failure::Failure, locate, object::Object, remote::segment};
 
 /// A pod as the API server describes it.
 #[derive(Debug)]
@@ -46,6 +46,15 @@ impl Pod {
         match kind {
             "pod" | "pods" | "po" => Self::get(cluster, namespace, name).await,
             kind => locate::pod_of(cluster, kind, name, wait).await,
+        }
+    }
+
+    /// The pod that an object out of a file means. As in kubectl a Pod is taken as it is there: the server is not asked.
+    pub(crate) async fn find_by(cluster: &Cluster, object: Object, wait: Duration) -> Result<Self, Failure> {
+        let namespace = cluster.namespace_of(object.namespace.as_deref())?.to_owned();
+        match (object.version.as_str(), object.kind.as_str()) {
+            ("v1", "Pod") => Ok(Self::of(&namespace, object.value)),
+            _ => locate::pod_of_object(cluster, &namespace, &object, wait).await,
         }
     }
 

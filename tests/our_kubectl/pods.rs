@@ -1,4 +1,4 @@
-//! Which pod a workload or a Service means, by a server that has such.
+//! Which pod a workload or a Service means, by a server that has such, or by the object in a file.
 
 use std::{
     convert::Infallible,
@@ -60,7 +60,7 @@ fn answer(uri: &str) -> (StatusCode, Value) {
             (StatusCode::OK, json!({ "metadata": { "name": "web" }, "spec": spec }))
         }
         "/api/v1/namespaces/ns/services/external" => (StatusCode::OK, json!({ "spec": { "externalName": "x" } })),
-        "/api/v1/namespaces/ns/pods" if query.contains("app%3Dweb") => {
+        "/api/v1/namespaces/ns/pods" | "/api/v1/namespaces/elsewhere/pods" if query.contains("app%3Dweb") => {
             let deleted = json!({ "metadata": { "name": "going", "deletionTimestamp": "now" }, "status": { "phase": "Running" } });
             let pods = [
                 pod("new", "Pending", "False"),
@@ -109,6 +109,25 @@ async fn a_workload_stands_for_its_best_pod_and_a_service_for_its_target_ports()
         ensure!(code == Some(1) && said == "error: unable to upgrade connection: no streams here\n", "{said}");
         // The object, its pods, and the stream over WebSocket and over SPDY: nothing else.
         ensure!(asked.len() == 4 && asked[3].starts_with("POST /api/v1/namespaces/ns/pods/right/exec?"), "{asked:#?}");
+    }
+    // Out of a file the object is not asked for, and its own selector and namespace count.
+    for (kind, version, selector) in [
+        ("Deployment", "apps/v1", json!({ "matchLabels": { "app": "web" } })),
+        ("Job", "batch/v1", json!({ "matchLabels": { "app": "web" } })),
+        ("Service", "v1", json!({ "app": "web" })),
+    ] {
+        let metadata = json!({ "name": "unknown", "namespace": "elsewhere" });
+        let spec = json!({ "selector": selector });
+        let object = json!({ "apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec });
+        let file = scratch.path().join("object.json");
+        fs::write(&file, object.to_string()).map_err(|error| error.to_string())?;
+        let file = file.to_str().expect("paths are text");
+        let (code, said, asked) = run(&["exec", "-f", file, "--", "true"]).await?;
+        ensure!(code == Some(1) && said == "error: unable to upgrade connection: no streams here\n", "{said}");
+        ensure!(
+            asked.len() == 3 && asked[2].starts_with("POST /api/v1/namespaces/elsewhere/pods/right/"),
+            "{asked:#?}"
+        );
     }
     let (code, said, _) = run(&["exec", "deploy/none", "--", "true"]).await?;
     let wanted = "Error from server (NotFound): deployments.apps \"none\" not found\n";
