@@ -45,6 +45,7 @@ mod kubectl {
 
 use std::{
     env,
+    error::Error,
     io::{self, Write as _},
     process,
 };
@@ -65,7 +66,7 @@ use kubectl::{
 
 /// Streams into pods, with kubectl's flags.
 #[derive(Debug, Parser)]
-#[command(name = "kubectl", version)]
+#[command(name = "kubectl", version, args_override_self = true)]
 struct Flags {
     #[command(flatten)]
     cluster: ClusterFlags,
@@ -103,30 +104,57 @@ fn parse() -> Result<Flags, Failure> {
             let _ = write!(io::stdout(), "{error}");
             Failure::silent(0)
         }
-        ErrorKind::UnknownArgument => unknown_flag(&error),
+        ErrorKind::UnknownArgument => misused(&unknown_flag(&named(&error, ContextKind::InvalidArg))),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => misused(&wrong_value(&error)),
         // clap begins with `error: ` as kubectl does.
         _ => Failure::verbatim(error.to_string().trim_end().to_owned(), 1),
     })
 }
 
-/// A flag that is not known, in kubectl's words.
-fn unknown_flag(error: &clap::Error) -> Failure {
-    let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-    let flag = unknown_shorthand(&flag).unwrap_or_else(|| format!("unknown flag: {flag}"));
+/// A flag that cannot be read, in kubectl's words.
+fn misused(why: &str) -> Failure {
     let commands = Flags::command();
     let asked = |name: &String| commands.get_subcommands().any(|command| command.get_name() == name);
     let command = env::args().skip(1).find(asked).map(|name| format!(" {name}")).unwrap_or_default();
-    Failure::error(format!("{flag}\nSee 'kubectl{command} --help' for usage."))
+    Failure::error(format!("{why}\nSee 'kubectl{command} --help' for usage."))
 }
 
-/// `-z`, where it is, in `-iz` perhaps.
-fn unknown_shorthand(flag: &str) -> Option<String> {
-    let letter = flag.strip_prefix('-')?.chars().next().filter(|letter| *letter != '-')?;
+fn named(error: &clap::Error, what: ContextKind) -> String {
+    error.get(what).map(ToString::to_string).unwrap_or_default()
+}
+
+/// Where a letter is no flag it is told with what follows it, `z` in `-iz`.
+fn unknown_flag(flag: &str) -> String {
+    let shorthand = flag.strip_prefix('-').and_then(|letter| letter.chars().next()).filter(|letter| *letter != '-');
+    let found = shorthand
+        .and_then(|letter| Some((letter, letters().find_map(|all| Some(all[all.find(letter)?..].to_owned()))?)));
+    match found {
+        Some((letter, rest)) => format!("unknown shorthand flag: '{letter}' in -{rest}"),
+        None => format!("unknown flag: {flag}"),
+    }
+}
+
+/// A value that is missing or means nothing.
+fn wrong_value(error: &clap::Error) -> String {
+    let (flag, value) = (named(error, ContextKind::InvalidArg), named(error, ContextKind::InvalidValue));
+    let long = flag.split([' ', '=', '[']).next().unwrap_or_default();
+    let commands = Flags::command();
+    let flags = commands.get_arguments().chain(commands.get_subcommands().flat_map(clap::Command::get_arguments));
+    let short = flags.filter(|flag| flag.get_long() == long.strip_prefix("--")).find_map(clap::Arg::get_short);
+    match (Error::source(error), short) {
+        (None, Some(short)) if letters().any(|all| all.ends_with(short)) => {
+            format!("flag needs an argument: '{short}' in -{short}")
+        }
+        (None, _) => format!("flag needs an argument: {long}"),
+        (Some(why), Some(short)) => format!("invalid argument {value:?} for \"-{short}, {long}\" flag: {why}"),
+        (Some(why), None) => format!("invalid argument {value:?} for {long:?} flag: {why}"),
+    }
+}
+
+/// Flags of one letter, as they are written, some together.
+fn letters() -> impl Iterator<Item = String> {
     let flags = env::args().skip(1).take_while(|arg| arg != "--");
-    let mut clusters =
-        flags.filter_map(|arg| arg.strip_prefix('-').filter(|rest| !rest.starts_with('-')).map(str::to_owned));
-    let rest = clusters.find_map(|letters| letters.find(letter).map(|at| letters[at..].to_owned()))?;
-    Some(format!("unknown shorthand flag: '{letter}' in -{rest}"))
+    flags.filter_map(|arg| arg.strip_prefix('-').filter(|rest| !rest.starts_with('-')).map(str::to_owned))
 }
 
 fn run(flags: Flags) -> Result<(), Failure> {

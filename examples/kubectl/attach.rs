@@ -9,6 +9,7 @@ use super::{
     cluster::Cluster,
     exec::{Streams, converse, may_be_terminal},
     failure::{Failure, of_exit},
+    flags::must_wait,
     pod::{Container, Pod},
     remote::Remote,
 };
@@ -29,6 +30,7 @@ pub(crate) struct Attach {
 impl Attach {
     /// What can be said without a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        must_wait(self.streams.pod_running_timeout, "attach")?;
         match self.pod.len() {
             0 => Err(Failure::error("at least 1 argument is required for attach")),
             1 => Ok(()),

@@ -22,7 +22,7 @@ use super::{
     bridge::{BUFFER, Blocking, Feed, aside},
     cluster::Cluster,
     failure::{Failure, of_exit},
-    flags::{FilePlace, file_place},
+    flags::{FilePlace, boolean, file_place},
     pack,
     pod::{Container, Pod},
     progress::Progress,
@@ -44,7 +44,7 @@ pub(crate) struct Cp {
     container: Option<String>,
     /// Do not take over modes; when copying into a container, nor the owner.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
+          default_missing_value = "true", action = clap::ArgAction::Set, value_parser = boolean)]
     no_preserve: bool,
     /// How often a copy is taken up again after its connection broke; -1: always. A copy out of a container goes on where
     /// it was, one into a container begins anew.

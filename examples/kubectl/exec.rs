@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -25,7 +25,7 @@ use tower_kube_streaming::{
 use super::{
     cluster::Cluster,
     failure::{Failure, of_exit},
-    flags::duration,
+    flags::{boolean, duration, must_wait},
     object,
     pod::Pod,
     remote::Remote,
@@ -47,13 +47,16 @@ pub(crate) struct Streams {
     #[arg(short, long, value_name = "NAME")]
     pub(crate) container: Option<String>,
     /// Pass stdin to the container.
-    #[arg(short = 'i', long)]
+    #[arg(short = 'i', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub(crate) stdin: bool,
     /// Stdin is a TTY.
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub(crate) tty: bool,
     /// Only print output from the remote session.
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = boolean)]
     pub(crate) quiet: bool,
     /// How long to wait for a workload's pod to run, such as 5s, 2m or 3h.
     #[arg(long, value_name = "TIME", default_value = "1m0s", value_parser = duration)]
@@ -77,6 +80,7 @@ pub(crate) struct Exec {
 impl Exec {
     /// What can be said without a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        must_wait(self.streams.pod_running_timeout, "exec")?;
         match &self.pod[..] {
             [] if self.files().is_empty() => Err(Failure::error("pod, type/name or --filename must be specified")),
             [] | [_] if !self.command.is_empty() => Ok(()),

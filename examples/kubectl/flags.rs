@@ -28,7 +28,16 @@ pub(crate) fn file_place(text: &str) -> Result<FilePlace, Failure> {
     Ok(FilePlace { namespace, pod: Some(pod.to_owned()), path: path.to_owned() })
 }
 
-/// Go's durations, such as `1m0s` or `500ms`.
+/// Go's booleans.
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
+    }
+}
+
+/// Go's durations, such as `1m0s` or `1.5h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("time: invalid duration {text:?}");
     let mut rest = text;
@@ -36,20 +45,34 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(sum);
     }
+    let is_number = |char: char| char.is_ascii_digit() || char == '.';
     while !rest.is_empty() {
-        let digits = rest.find(|char: char| !char.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let unit = rest.find(|char: char| char.is_ascii_digit()).unwrap_or(rest.len());
-        let one = match &rest[..unit] {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            _ => return Err(wrong()),
+        let (number, after) = rest.split_at(rest.find(|char| !is_number(char)).unwrap_or(rest.len()));
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let (unit, after) = after.split_at(after.find(is_number).unwrap_or(after.len()));
+        let one = match unit {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "" => return Err(format!("time: missing unit in duration {text:?}")),
+            unit => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
         };
-        sum = one.checked_mul(number).and_then(|more| sum.checked_add(more)).ok_or_else(wrong)?;
-        rest = &rest[unit..];
+        let more = Duration::try_from_secs_f64(number * one).map_err(|_| wrong())?;
+        sum = sum.checked_add(more).ok_or_else(wrong)?;
+        rest = after;
     }
-    if text.is_empty() { Err(wrong()) } else { Ok(sum) }
+    // Go counts nanoseconds in 63 bits.
+    if text.is_empty() || i64::try_from(sum.as_nanos()).is_err() { Err(wrong()) } else { Ok(sum) }
+}
+
+/// Refuses to wait for no time at all, as `command`.
+pub(crate) fn must_wait(time: Duration, command: &str) -> Result<(), Failure> {
+    if time.is_zero() {
+        let help = format!("See 'kubectl {command} -h' for help and examples");
+        return Err(Failure::error(format!("--pod-running-timeout must be higher than zero\n{help}")));
+    }
+    Ok(())
 }

@@ -24,7 +24,7 @@ use tower_kube_streaming::{
 use super::{
     cluster::Cluster,
     failure::{Failure, chain},
-    flags::duration,
+    flags::{duration, must_wait},
     log::{self, klog},
     pod::Pod,
     ports::Ports,
@@ -57,7 +57,7 @@ impl PortForward {
                  See 'kubectl port-forward -h' for help and examples",
             ));
         }
-        Ok(())
+        must_wait(self.pod_running_timeout, "port-forward")
     }
 
     pub(crate) async fn run(self, cluster: Cluster) -> Result<(), Failure> {
