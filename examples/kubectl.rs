@@ -15,6 +15,7 @@
 //! | `object` | the object in a file, for `exec -f` |
 //! | `remote` | a stream into a container, with the fallback and its log |
 //! | `exec`, `attach` | the two commands that need a terminal |
+//! | `detach` | keys that leave a terminal which was attached to |
 //! | `terminal`, `stdio` | raw mode that is always undone; the standard streams without a thread between |
 //! | `cp`, `pack`, `unpack` | copies, by `tar` in the container; a tree as an archive, an archive as a tree |
 //! | `bridge`, `progress` | between what is polled and what blocks; a bar on a terminal |
@@ -26,6 +27,7 @@ mod kubectl {
     pub(crate) mod bridge;
     pub(crate) mod cluster;
     pub(crate) mod cp;
+    pub(crate) mod detach;
     pub(crate) mod exec;
     pub(crate) mod failure;
     pub(crate) mod flags;

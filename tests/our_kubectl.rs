@@ -23,6 +23,7 @@ mod words;
 #[allow(dead_code, reason = "the example uses the rest")]
 #[path = "../examples/kubectl"]
 mod kubectl {
+    pub(crate) mod detach;
     pub(crate) mod failure;
     pub(crate) mod progress;
     pub(crate) mod terminal;

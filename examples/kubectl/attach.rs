@@ -7,6 +7,7 @@ use tower_kube_streaming::upgrade::StreamOptions;
 
 use super::{
     cluster::Cluster,
+    detach,
     exec::{Streams, converse, may_be_terminal},
     failure::{Failure, of_exit},
     flags::must_wait,
@@ -25,6 +26,9 @@ pub(crate) struct Attach {
     pod: Vec<String>,
     #[command(flatten)]
     streams: Streams,
+    /// Keys that leave the container's terminal, such as ctrl-x,x: the container goes on.
+    #[arg(long, value_name = "KEYS", default_value = detach::DEFAULT)]
+    detach_keys: String,
 }
 
 impl Attach {
@@ -61,9 +65,11 @@ impl Attach {
         if !streams.quiet && streams.stdin {
             let _ = writeln!(io::stderr(), "{RECORDED}\n{PROMPT}");
         }
+        let keys = if self.detach_keys.is_empty() { detach::DEFAULT } else { &self.detach_keys };
+        let keys = tty.then(|| detach::sequence(keys)).transpose().map_err(Failure::error)?;
         let opened = remote.open("attach", &pod, container.name, options.clone()).await;
         let opened = opened.map_err(|error| remote.failure(&error))?;
-        of_exit(&converse(&remote, opened, &options, tty).await?)?;
+        of_exit(&converse(&remote, opened, &options, keys).await?)?;
         if let Some(hint) = self.how_to_resume(&pod, container) {
             let _ = writeln!(io::stdout(), "{hint}");
         }

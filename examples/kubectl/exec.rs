@@ -18,12 +18,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_kube_streaming::{
     client::Opened,
-    remote_command::{Exit, Stdio, TerminalSize},
+    remote_command::{Exit, Input, Stdio, TerminalSize},
     upgrade::StreamOptions,
 };
 
 use super::{
     cluster::Cluster,
+    detach::Keyboard,
     failure::{Failure, of_exit},
     flags::{boolean, duration, must_wait},
     object,
@@ -37,6 +38,9 @@ use super::{
 const BROKEN_PIPE: i32 = 141;
 /// A terminal that is attached to is told a size that is one too large for so long, so that programs draw anew.
 const REDRAW: Duration = Duration::from_millis(50);
+/// What was typed before the keys that leave has so long to arrive. A runtime that ends a session with its stdin has ended
+/// it by then; others never would.
+const LEAVE: Duration = Duration::from_millis(500);
 const NO_COMMAND: &str = "you must specify at least one command for the container";
 const NOT_A_TERMINAL: &str = "Unable to use a TTY - input is not a terminal or the right kind of file";
 
@@ -118,7 +122,7 @@ impl Exec {
         let remote = Remote::new(cluster);
         let opened = remote.open("exec", &pod, container.name, options.clone()).await;
         let opened = opened.map_err(|error| remote.failure(&error))?;
-        of_exit(&converse(&remote, opened, &options, false).await?)
+        of_exit(&converse(&remote, opened, &options, None).await?)
     }
 }
 
@@ -134,17 +138,22 @@ pub(crate) fn may_be_terminal(streams: &Streams, asked: bool) -> bool {
     is
 }
 
-/// Joins the user to a session until it ends. With a terminal, that is raw meanwhile and its size is told; `redraw` makes
-/// programs on it draw anew.
+/// Joins the user to a session until it ends. With a terminal, that is raw meanwhile and its size is told. `detach`: it is
+/// attached to, so that programs on it are made to draw anew, and these keys leave it.
 pub(crate) async fn converse(
     remote: &Remote<'_>,
     opened: Opened,
     options: &StreamOptions,
-    redraw: bool,
+    detach: Option<Vec<u8>>,
 ) -> Result<Exit, Failure> {
+    let redraw = detach.is_some();
+    let left = CancellationToken::new();
     let closed = Arc::new(AtomicBool::new(false));
     let mut streams = Stdio::new(CancellationToken::new());
-    streams.stdin = options.stdin.then(stdio::stdin);
+    streams.stdin = options.stdin.then(|| match detach {
+        Some(keys) => Input::new(Keyboard::new(stdio::stdin(), keys, left.clone())),
+        None => stdio::stdin(),
+    });
     streams.stdout = options.stdout.then(|| stdio::stdout(&closed));
     streams.stderr = options.stderr.then(stdio::stderr);
     let ended = if options.tty {
@@ -157,6 +166,7 @@ pub(crate) async fn converse(
         let ended = tokio::select! {
             ended = opened.run(streams) => Some(ended),
             () = interrupts.any() => None,
+            () = async { left.cancelled().await; sleep(LEAVE).await } => Some(Ok(Exit::Success)),
             never = tell_sizes(tell, redraw) => match never {},
         };
         drop(raw);

@@ -9,10 +9,14 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tokio::process::Command;
+use tokio::{io::AsyncReadExt as _, process::Command};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    kubectl::terminal::Raw,
+    kubectl::{
+        detach::{self, Keyboard},
+        terminal::Raw,
+    },
     support::{
         Outcome,
         kubectl::{Run, ours},
@@ -108,6 +112,50 @@ async fn signals_and_a_lost_server_leave_the_terminal_as_it_was() -> Outcome {
     ensure!(code == 1, "exit code {code} after the server was lost");
     terminal.shows("error: the session broke").await?;
     ensure!(terminal.settings()? == before, "the terminal is not as it was after the server was lost");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_leave_an_attached_terminal_and_what_runs_there_goes_on() -> Outcome {
+    let lab = Lab::start(Topology::TwoProcesses).await?;
+    let client = ours(true);
+    let run = Run { lab: &lab, client: &client };
+    for (flags, kept, dumped, keys) in [
+        (&["--detach-keys=ctrl-x,x"][..], "ctrl\x18y", "   c   t   r   l 030   y", "\x18x"),
+        (&["--detach-keys=~,."], "~~,", "   ~   ~   ,", "~."),
+        (&[], "ctrl\x10x", "   c   t   r   l 020   x", "\x10\x10\x11"),
+    ] {
+        let (mut terminal, before) = start(&run, &[&["attach", "-it", "demo", "-c", "shell"], flags].concat())?;
+        terminal.shows("try pressing enter").await?;
+        // Their beginning alone is for the shell, like all else.
+        terminal.types(&format!("printf %s '{kept}' | od -An -c"))?;
+        terminal.shows(dumped).await?;
+        terminal.keys(keys)?;
+        let code = terminal.ends().await?;
+        ensure!(code == 0, "exit code {code}: {}", terminal.screen());
+        ensure!(terminal.settings()? == before, "the terminal is not as it was");
+    }
+    let (mut terminal, _) = start(&run, &["attach", "-it", "demo", "--detach-keys=nope"])?;
+    let code = terminal.ends().await?;
+    ensure!(code == 1, "exit code {code}: {}", terminal.screen());
+    terminal.shows("error: could not bind detach keys: Unknown character: 'nope'\r\n").await?;
+    lab.stop().await
+}
+
+#[tokio::test]
+async fn what_was_held_back_as_a_beginning_of_the_keys_is_not_lost() -> Outcome {
+    let keys = detach::sequence(detach::DEFAULT)?;
+    for (typed, wanted, leaves) in [
+        (&b"a\x10"[..], &b"a\x10"[..], false),
+        (b"\x11\x10b\x11", b"\x11\x10b\x11", false),
+        (b"\x10\x10\x11b", b"\x10", true),
+        (b"a\x10\x11", b"a", true),
+    ] {
+        let left = CancellationToken::new();
+        let (mut read, mut keyboard) = (Vec::new(), Keyboard::new(typed, keys.clone(), left.clone()));
+        keyboard.read_to_end(&mut read).await.map_err(|error| error.to_string())?;
+        ensure!(read == wanted && left.is_cancelled() == leaves, "{typed:?}: {read:?}");
+    }
     Ok(())
 }
 
