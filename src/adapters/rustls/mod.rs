@@ -4,6 +4,8 @@
 //! pooled. Which roots are trusted, which client certificate is shown and which cryptography is used is the
 //! [`ClientConfig`]'s affair; this crate brings no provider.
 
+mod stream;
+
 use std::{
     fmt, io,
     pin::Pin,
@@ -17,12 +19,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{ClientConfig, pki_types::ServerName},
-};
+use tokio_rustls::rustls::{ClientConfig, pki_types::ServerName};
 
+use self::stream::TlsStream;
 use crate::upgrade::{Connect, TcpConnect, Transport};
 
 /// Dials `https://host:port`, and `http://host:port` where that is allowed: by TCP, or [`over`](Self::over) another
@@ -32,7 +31,7 @@ use crate::upgrade::{Connect, TcpConnect, Transport};
 /// configuration and its session cache.
 #[derive(Clone)]
 pub struct TlsConnect<T = TcpConnect> {
-    connector: TlsConnector,
+    config: Arc<ClientConfig>,
     transport: T,
     plain_http: bool,
     name: Option<ServerName<'static>>,
@@ -52,7 +51,7 @@ impl<T> TlsConnect<T> {
     pub fn over(transport: T, config: Arc<ClientConfig>) -> Self {
         let mut config = Arc::unwrap_or_clone(config);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { connector: Arc::new(config).into(), transport, plain_http: false, name: None }
+        Self { config: Arc::new(config), transport, plain_http: false, name: None }
     }
 
     /// Also dials `http://` URIs, without any protection. Off by default: a URI must not be able to turn TLS off.
@@ -85,7 +84,7 @@ impl<T: Transport> Connect for TlsConnect<T> {
             None => server_name(&uri)?,
         };
         let io = self.transport.reach(&uri).await?;
-        Ok(TlsIo(Kind::Tls(Box::new(self.connector.connect(name, io).await?))))
+        Ok(TlsIo(Kind::Tls(Box::new(TlsStream::connect(self.config.clone(), name, io).await?))))
     }
 }
 
