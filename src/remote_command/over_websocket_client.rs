@@ -1,9 +1,11 @@
 //! Remote command over WebSocket: the client's side.
 
 use std::{
+    future::{Future as _, poll_fn},
     io,
     pin::pin,
     sync::{Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -26,12 +28,12 @@ use crate::{
     websocket::{
         Payload,
         channel::{self, ChannelEvent, Demux, Encoding},
-        client::{self, ConnectError, Connected, Reader, Received, Writer},
+        client::{self, BEFORE, Batch, ConnectError, Connected, Reader, Received, Writer},
     },
 };
 
-/// Payload of one message: 32 KiB also in base64.
-const MESSAGE: usize = 32 * 1024;
+/// Payload of one message, with which it fits into 32 KiB, also in base64: two records of TLS.
+const MESSAGE: usize = 32 * 1024 - BEFORE;
 
 /// A server from which nothing was read for this long is pinged, and asked every so often.
 const PING_AFTER: Duration = Duration::from_secs(10);
@@ -227,7 +229,8 @@ async fn send<Io: AsyncWrite>(
     shared: &Shared,
 ) -> Result<(), Error> {
     let encoding = shared.protocol.encoding();
-    let mut buffer = vec![0; if encoding == Encoding::Base64 { MESSAGE / 4 * 3 } else { MESSAGE }];
+    let mut batch = Batch::new(if encoding == Encoding::Base64 { MESSAGE / 4 * 3 } else { MESSAGE });
+    let mut ahead = None;
     let mut clock = interval(PING_AFTER);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     clock.tick().await;
@@ -260,7 +263,7 @@ async fn send<Io: AsyncWrite>(
                 Some(json) => writer.channel(encoding, channel::RESIZE, json.as_bytes()).await,
                 None => continue,
             },
-            read = read(&mut stdin, &mut buffer), if stdin.is_some() => match read {
+            read = read(&mut stdin, &mut batch, &mut ahead), if stdin.is_some() => match read {
                 Ok(0) => {
                     stdin = None;
                     if !shared.protocol.has_close_signal() {
@@ -268,7 +271,15 @@ async fn send<Io: AsyncWrite>(
                     }
                     writer.close_channel(channel::STDIN).await
                 }
-                Ok(read) => writer.channel(encoding, channel::STDIN, &buffer[..read]).await,
+                Ok(read) if encoding == Encoding::Base64 => {
+                    let room = batch.room().unwrap_or_default();
+                    writer.channel(encoding, channel::STDIN, &room[..read]).await
+                }
+                Ok(read) => {
+                    batch.push(channel::STDIN, read);
+                    gather(&mut stdin, &mut batch, &mut ahead).await;
+                    writer.batch(&mut batch).await
+                }
                 Err(error) => return Err(Error::new(Kind::Cancelled, Initiator::User).with(error)),
             },
         };
@@ -279,10 +290,32 @@ async fn send<Io: AsyncWrite>(
     }
 }
 
-async fn read(stdin: &mut Option<super::Input>, buffer: &mut [u8]) -> io::Result<usize> {
-    match stdin {
-        Some(stdin) => stdin.read(buffer).await,
-        None => std::future::pending().await,
+/// What stdin said already, or says next.
+async fn read(
+    stdin: &mut Option<super::Input>,
+    batch: &mut Batch,
+    ahead: &mut Option<io::Result<usize>>,
+) -> io::Result<usize> {
+    match (ahead.take(), stdin, batch.room()) {
+        (Some(said), ..) => said,
+        (None, Some(stdin), Some(room)) => stdin.read(room).await,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Adds what stdin has at once. Its end, and its failure, are for later.
+async fn gather(stdin: &mut Option<super::Input>, batch: &mut Batch, ahead: &mut Option<io::Result<usize>>) {
+    let Some(stdin) = stdin else { return };
+    while let Some(room) = batch.room() {
+        let mut read = pin!(stdin.read(room));
+        match poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await {
+            Poll::Ready(Ok(read)) if read > 0 => batch.push(channel::STDIN, read),
+            Poll::Ready(said) => {
+                *ahead = Some(said);
+                return;
+            }
+            Poll::Pending => return,
+        }
     }
 }
 

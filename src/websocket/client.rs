@@ -8,7 +8,7 @@ use std::{
     error, fmt,
     future::{Future, poll_fn},
     hash::{BuildHasher as _, Hasher as _},
-    io::{self, Cursor, IoSlice},
+    io::{self, Cursor},
     mem,
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -286,16 +286,75 @@ impl<Io> fmt::Debug for Reader<Io> {
     }
 }
 
+/// Binary messages of the length given, masked where they were read to, which leave in one piece.
+///
+/// It grows with what is put in, to 256 KiB: a peer is woken once for it.
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Where the finished messages end.
+    end: usize,
+    payload: usize,
+}
+
+/// The most of a batch.
+const BATCH: usize = 256 * 1024;
+
+/// Before the payload of a message in a batch: a frame's head, with a length of two bytes, and the channel.
+pub const BEFORE: usize = 8 + 1;
+
+impl Batch {
+    /// For messages of up to `payload` bytes, less than 64 KiB.
+    #[must_use]
+    pub fn new(payload: usize) -> Self {
+        assert!(BEFORE + payload <= usize::from(u16::MAX), "a longer head");
+        Self { bytes: Vec::new(), end: 0, payload }
+    }
+
+    /// Where the next message's payload goes; `None` if it is full.
+    pub fn room(&mut self) -> Option<&mut [u8]> {
+        let end = self.end + BEFORE + self.payload;
+        if end > BATCH {
+            return None;
+        }
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        Some(&mut self.bytes[self.end + BEFORE..end])
+    }
+
+    /// Makes the first `length` bytes of [`room`](Self::room) a message.
+    pub fn push(&mut self, id: u8, length: usize) {
+        let begin = self.end + BEFORE - 1;
+        self.bytes[begin] = id;
+        let mut head = [0; MAX_FRAME_HEAD];
+        let message = &mut self.bytes[begin..=begin + length];
+        let mut frame = Frame::binary(fastwebsockets::Payload::BorrowedMut(message));
+        frame.mask();
+        let size = frame.fmt_head(&mut head);
+        if size < BEFORE - 1 {
+            // It is so short that it has a shorter head.
+            self.bytes.copy_within(begin..=begin + length, self.end + size);
+        }
+        self.bytes[self.end..self.end + size].copy_from_slice(&head[..size]);
+        self.end += size + 1 + length;
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
 /// The direction to the server. Frames are masked with the library's random keys, and written from here: its own plain
 /// write copies each payload once more, and its vectored one spins for ever on a connection that takes no more bytes.
 pub struct Writer<Io> {
     io: WriteHalf<Io>,
-    message: Vec<u8>,
 }
 
 impl<Io: AsyncWrite> Writer<Io> {
     fn new(io: WriteHalf<Io>) -> Self {
-        Self { io, message: Vec::new() }
+        Self { io }
     }
 
     /// Sends a message to a channel.
@@ -308,22 +367,23 @@ impl<Io: AsyncWrite> Writer<Io> {
     ///
     /// None of the methods has any: a future that is dropped leaves half a frame behind it.
     pub async fn channel(&mut self, encoding: Encoding, id: u8, payload: &[u8]) -> io::Result<()> {
-        let mut message = mem::take(&mut self.message);
-        message.clear();
         match encoding {
-            Encoding::Binary => {
-                message.push(id);
-                message.extend_from_slice(payload);
-                self.write(Frame::binary(fastwebsockets::Payload::BorrowedMut(&mut message))).await?;
-            }
+            Encoding::Binary => self.write(Frame::binary([&[id], payload].concat().into())).await,
             Encoding::Base64 => {
-                message.push(b'0' + id);
-                message.extend_from_slice(BASE64_STANDARD.encode(payload).as_bytes());
-                self.write(Frame::text(fastwebsockets::Payload::BorrowedMut(&mut message))).await?;
+                let message = format!("{}{}", char::from(b'0' + id), BASE64_STANDARD.encode(payload));
+                self.write(Frame::text(message.into_bytes().into())).await
             }
         }
-        self.message = message;
-        Ok(())
+    }
+
+    /// Sends a batch, and empties it.
+    ///
+    /// # Errors
+    ///
+    /// What writing gave.
+    pub async fn batch(&mut self, batch: &mut Batch) -> io::Result<()> {
+        self.io.write_all(&batch.bytes[..mem::take(&mut batch.end)]).await?;
+        self.io.flush().await
     }
 
     /// Closes a channel (v5).
@@ -363,19 +423,9 @@ impl<Io: AsyncWrite> Writer<Io> {
     }
 
     async fn write(&mut self, mut frame: Frame<'_>) -> io::Result<()> {
+        let mut bytes = Vec::new();
         frame.mask();
-        let mut head = [0; MAX_FRAME_HEAD];
-        let size = frame.fmt_head(&mut head);
-        let (mut head, mut payload) = (&head[..size], &frame.payload[..]);
-        while !head.is_empty() {
-            let written = self.io.write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            let of_head = written.min(head.len());
-            (head, payload) = (&head[of_head..], &payload[written - of_head..]);
-        }
-        self.io.write_all(payload).await?;
+        self.io.write_all(frame.write(&mut bytes)).await?;
         self.io.flush().await
     }
 }
