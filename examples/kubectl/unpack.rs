@@ -75,11 +75,20 @@ struct Unpacking<'a> {
     /// Folders and their modes, which may forbid to write there until all is done.
     folders: Vec<(PathBuf, u32)>,
     buffer: Vec<u8>,
+    /// The target was made, or was there.
+    begun: bool,
 }
 
 impl<'a> Unpacking<'a> {
     fn new(plan: &'a Plan, progress: &'a Progress) -> Self {
-        Self { plan, progress, prefix: cleaned(&plan.source), folders: Vec::new(), buffer: vec![0; CHUNK] }
+        Self {
+            plan,
+            progress,
+            prefix: cleaned(&plan.source),
+            folders: Vec::new(),
+            buffer: vec![0; CHUNK],
+            begun: false,
+        }
     }
 
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), String> {
@@ -133,7 +142,7 @@ impl<'a> Unpacking<'a> {
     }
 
     /// The path for these names; the folders on the way are made. `None`: one of them is no folder but a link.
-    fn place(&self, names: &[&OsStr]) -> io::Result<Option<PathBuf>> {
+    fn place(&mut self, names: &[&OsStr]) -> io::Result<Option<PathBuf>> {
         let mut path = self.plan.target.clone();
         let Some((last, folders)) = names.split_last() else {
             if let Some(parent) = path.parent() {
@@ -142,7 +151,10 @@ impl<'a> Unpacking<'a> {
             return Ok(Some(path));
         };
         // The target itself is the user's, and may be a link.
-        fs::create_dir_all(&path)?;
+        if !self.begun {
+            fs::create_dir_all(&path)?;
+            self.begun = true;
+        }
         for folder in folders {
             path.push(folder);
             match path.symlink_metadata() {
@@ -177,16 +189,18 @@ impl<'a> Unpacking<'a> {
         mut path: PathBuf,
         mode: u32,
     ) -> io::Result<()> {
+        let mut is_file = true;
         let mut file = if names.is_empty() && !path.is_dir() {
             // Where the user has said: through a link, into a device.
-            File::create(&path)?
+            let file = File::create(&path)?;
+            is_file = file.metadata()?.is_file();
+            file
         } else {
             if names.is_empty() {
                 // Into a folder. What is there by that name the archive may have made.
                 path.extend(self.prefix.last());
             }
-            remove(&path)?;
-            OpenOptions::new().write(true).create_new(true).open(&path)?
+            create(&path)?
         };
         loop {
             match from.read(&mut self.buffer)? {
@@ -194,14 +208,14 @@ impl<'a> Unpacking<'a> {
                 read => file.write_all(&self.buffer[..read])?,
             }
         }
-        if self.plan.modes && file.metadata()?.is_file() {
+        if self.plan.modes && is_file {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
         Ok(())
     }
 
     /// Another name of a file that came before.
-    fn hard_link(&self, first: &[u8], path: &Path) -> Result<(), String> {
+    fn hard_link(&mut self, first: &[u8], path: &Path) -> Result<(), String> {
         let outside = || "a hard link to what is not in the archive".to_owned();
         let names = self.below(first).ok().flatten().ok_or_else(outside)?;
         let told = |error: io::Error| error.to_string();
@@ -219,6 +233,19 @@ impl<'a> Unpacking<'a> {
             done.map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// A new file, in the place of what is there.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            remove(path)?;
+            options.open(path)
+        }
+        opened => opened,
     }
 }
 
