@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_rustls::rustls::{
     ClientConfig, Error,
     client::UnbufferedClientConnection,
@@ -94,8 +94,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
         };
         loop {
             let step = stream.step(&mut ReadBuf::new(&mut []), Send::Nothing);
-            // An alert goes out too.
-            let sent = std::future::poll_fn(|cx| stream.poll_send(cx)).await;
+            // An alert goes out too. What is beneath may hold back what it is not told to send.
+            let sent = stream.flush().await;
             match step.map_err(invalid)? {
                 Step::Read => {}
                 Step::Open => return sent.map(|()| stream),

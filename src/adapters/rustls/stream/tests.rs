@@ -210,3 +210,22 @@ async fn a_handshake_that_ends_too_soon_is_an_error() {
         assert!(matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData), "{answer:?}: {kind}");
     }
 }
+
+#[tokio::test]
+async fn a_handshake_reaches_a_server_behind_a_buffer() {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let (near, mut far) = duplex(1 << 20);
+    let near = tokio::io::BufWriter::with_capacity(1 << 20, near);
+    let mut connect = pin!(TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), near));
+    assert!(std::future::poll_fn(|cx| Poll::Ready(connect.as_mut().poll(cx))).await.is_pending());
+    let hello = std::future::poll_fn(|cx| {
+        let mut room = [0; 1];
+        let mut buf = ReadBuf::new(&mut room);
+        Poll::Ready(Pin::new(&mut far).poll_read(cx, &mut buf).map_ok(|()| buf.filled().to_vec()))
+    });
+    assert!(matches!(hello.await, Poll::Ready(Ok(bytes)) if bytes == [0x16]));
+}
