@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_rustls::rustls::{
-    ClientConfig, Error,
+    ClientConfig, Error, InvalidMessage,
     client::UnbufferedClientConnection,
     pki_types::ServerName,
     unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus},
@@ -101,7 +101,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
                 Step::Open => return sent.map(|()| stream),
                 Step::Blocked => {
                     sent?;
-                    stream.incoming.reserve(READ);
+                    stream.make_room(READ).map_err(invalid)?;
                     if stream.io.read_buf(&mut stream.incoming).await? == 0 {
                         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
                     }
@@ -163,6 +163,16 @@ impl<Io> TlsStream<Io> {
                 return Ok(step);
             }
         }
+    }
+
+    /// Makes room to read into, behind the beginning of a record or message. That of a message in many records, each padded
+    /// at will, would have no end: rustls counts the message's bytes alone.
+    fn make_room(&mut self, size: usize) -> Result<(), Error> {
+        if self.incoming.len() >= READ {
+            return Err(InvalidMessage::HandshakePayloadTooLarge.into());
+        }
+        self.incoming.reserve(size);
+        Ok(())
     }
 
     /// Takes what the peer is to be told of an error. The records that came are not looked at again.
@@ -305,7 +315,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
                 return Poll::Ready(Ok(()));
             }
             let quiet = this.came < QUIET;
-            this.incoming.reserve(if quiet { QUIET } else { READ });
+            this.make_room(if quiet { QUIET } else { READ }).map_err(invalid)?;
             let read = pin!(this.io.read_buf(&mut this.incoming)).poll(cx);
             if read.is_pending() && quiet && this.incoming.is_empty() {
                 this.incoming = BytesMut::new();

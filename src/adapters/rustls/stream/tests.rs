@@ -229,3 +229,20 @@ async fn a_handshake_reaches_a_server_behind_a_buffer() {
     });
     assert!(matches!(hello.await, Poll::Ready(Ok(bytes)) if bytes == [0x16]));
 }
+
+#[tokio::test]
+async fn a_handshake_message_in_crumbs_is_not_kept_without_end() {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let (near, mut far) = duplex(1 << 20);
+    // A ServerHello of the greatest length, a byte a record.
+    for byte in [2, 0, 0xff, 0xff].into_iter().chain([0; 50_000]) {
+        far.write_all(&[0x16, 3, 3, 0, 1, byte]).await.unwrap();
+    }
+    far.shutdown().await.unwrap();
+    let connect = TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), near);
+    assert_eq!(connect.await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
