@@ -54,6 +54,8 @@ pub(super) struct TlsStream<Io> {
     ended: bool,
     /// Ours is on its way.
     closing: bool,
+    /// A writer may wait for the connection to take more.
+    waiting: bool,
     /// What went wrong, behind data that is read first.
     failed: Option<Error>,
 }
@@ -90,6 +92,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
             took: 0,
             ended: false,
             closing: false,
+            waiting: false,
             failed: None,
         };
         loop {
@@ -252,6 +255,7 @@ impl<Io: AsyncWrite + Unpin> TlsStream<Io> {
     /// Sends what is encrypted.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Outgoing { bytes, range } = &mut self.outgoing;
+        self.waiting = true;
         while range.start < range.end {
             match ready!(Pin::new(&mut self.io).poll_write(cx, &bytes[range.clone()]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -259,6 +263,7 @@ impl<Io: AsyncWrite + Unpin> TlsStream<Io> {
             }
         }
         *range = 0..0;
+        self.waiting = false;
         if self.took < QUIET {
             *bytes = Vec::new();
         }
@@ -307,8 +312,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = this.failed.clone() {
-                // The alert, if it can be sent at once.
-                let _ = this.poll_send(cx);
+                // The alert, if it can be sent at once. A writer that waits would not be woken any more, and sends it.
+                if !this.waiting {
+                    let _ = this.poll_send(cx);
+                }
                 return Poll::Ready(Err(invalid(error)));
             }
             if this.ended {
@@ -347,7 +354,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<Io> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.waiting = flushed.is_pending();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -246,3 +246,28 @@ async fn a_handshake_message_in_crumbs_is_not_kept_without_end() {
     let connect = TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), near);
     assert_eq!(connect.await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_waits_is_woken_though_the_reader_failed() {
+    let (client, mut server) = connected(&version::TLS13, 4096, None).await;
+    let (mut read, mut write) = split(client);
+    let stuck = tokio::spawn(async move { write.write_all(&bytes(1 << 20)).await });
+    // It has filled the pipe.
+    let mut first = [0];
+    server.get_mut().0.read_exact(&mut first).await.unwrap();
+    tokio::task::yield_now().await;
+    server.get_mut().0.write_all(&[0x17, 3, 3, 0, 32]).await.unwrap();
+    server.get_mut().0.write_all(&[9; 32]).await.unwrap();
+    let mut failing = tokio_test::task::spawn(async { read.read(&mut [0]).await });
+    let failed = failing.poll();
+    assert!(matches!(failed, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidData));
+    let drain = async {
+        let mut room = [0; 4096];
+        while server.get_mut().0.read(&mut room).await.unwrap() > 0 {}
+    };
+    tokio::select! {
+        written = stuck => assert!(written.unwrap().is_err()),
+        () = drain => panic!("the reading half is still there"),
+        () = tokio::time::sleep(std::time::Duration::from_secs(5)) => panic!("the writer was not woken"),
+    }
+}
