@@ -15,11 +15,11 @@ use std::{
 
 use http::{Uri, uri::Scheme};
 use pin_project::pin_project;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::rustls::{ClientConfig, pki_types::ServerName};
 
 use self::stream::TlsStream;
 use crate::upgrade::{Connect, TcpConnect, Transport};

@@ -1,7 +1,8 @@
 //! A TLS connection over rustls' unbuffered API.
 //!
 //! rustls' buffered connection asks for one record at a time, and copies between buffers of its own. Here up to
-//! [`READ`] bytes come by one call, and a connection that is idle has no buffers at all.
+//! [`READ`] bytes come by one call. A connection on which little is said keeps no buffers; behind much they stay until
+//! little is said again.
 
 use std::{
     fmt, io,
@@ -12,13 +13,13 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio_rustls::rustls::{
+use rustls::{
     ClientConfig, Error, InvalidMessage,
     client::UnbufferedClientConnection,
     pki_types::ServerName,
     unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus},
 };
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// What is read at once where much comes: four records. Whole messages and records are kept there, of up to 64 KiB.
 const READ: usize = 64 * 1024;

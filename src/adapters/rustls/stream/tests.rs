@@ -178,7 +178,7 @@ async fn one_direction_does_not_wait_for_the_other() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_has_no_buffers() {
+async fn a_connection_on_which_little_is_said_keeps_no_buffers() {
     let (mut client, mut server) = connected(&version::TLS13, 1 << 20, None).await;
     let much = bytes(1 << 20);
     // Much, and then little, each way.
