@@ -120,10 +120,12 @@ impl<'a> Unpacking<'a> {
                     Ok(())
                 }
             }
-            EntryType::Link => {
+            // What was asked for comes first, and is no second name.
+            EntryType::Link if !names.is_empty() => {
                 let first = entry.link_name_bytes().unwrap_or_default().into_owned();
                 self.hard_link(&first, &path).map_err(|why| format!("{shown}: {why}"))
             }
+            EntryType::Link => Err(format!("{shown}: a hard link in the place of what was asked for")),
             kind => {
                 self.progress.say(&format!("warning: skipping {shown:?}: {kind:?} is no file, folder or link"));
                 Ok(())
@@ -220,7 +222,7 @@ impl<'a> Unpacking<'a> {
         let names = self.below(first).ok().flatten().ok_or_else(outside)?;
         let told = |error: io::Error| error.to_string();
         let first = self.place(&names).map_err(told)?.ok_or_else(outside)?;
-        if !first.symlink_metadata().map_err(told)?.is_file() {
+        if first == path || !first.symlink_metadata().map_err(told)?.is_file() {
             return Err(outside());
         }
         remove(path).and_then(|()| fs::hard_link(first, path)).map_err(told)

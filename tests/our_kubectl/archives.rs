@@ -163,6 +163,17 @@ fn a_hard_link_is_to_a_file_of_the_archive_or_an_error() {
         assert!(target.take(&[folder("src/"), hard_link("src/b", to)]).is_err(), "{to}");
         assert!(!target.has("b"), "{to}");
     }
+    // What the user has in the target's place, or in a file's, is not given up for a link to itself.
+    for entry in [hard_link("src", "src"), hard_link("src/b", "src/b"), hard_link("src", "src/b")] {
+        for is_file in [true, false] {
+            let target = Target::new();
+            let kept = if is_file { target.dir.clone() } else { target.dir.join("b") };
+            fs::create_dir_all(kept.parent().expect("it has one")).expect("made");
+            fs::write(&kept, "mine").expect("written");
+            assert!(target.take(&[entry.clone()]).is_err());
+            assert_eq!(fs::read(&kept).expect("it is there"), b"mine");
+        }
+    }
 }
 
 #[test]
