@@ -170,7 +170,7 @@ fn a_hard_link_is_to_a_file_of_the_archive_or_an_error() {
             let kept = if is_file { target.dir.clone() } else { target.dir.join("b") };
             fs::create_dir_all(kept.parent().expect("it has one")).expect("made");
             fs::write(&kept, "mine").expect("written");
-            assert!(target.take(&[entry.clone()]).is_err());
+            assert!(target.take(std::slice::from_ref(&entry)).is_err());
             assert_eq!(fs::read(&kept).expect("it is there"), b"mine");
         }
     }

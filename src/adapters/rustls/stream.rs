@@ -4,9 +4,10 @@
 //! [`READ`] bytes come by one call. A connection on which little is said keeps no buffers; behind much they stay until
 //! little is said again.
 
+mod outgoing;
+
 use std::{
     fmt, io,
-    ops::Range,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,9 +18,11 @@ use rustls::{
     ClientConfig, Error, InvalidMessage,
     client::UnbufferedClientConnection,
     pki_types::ServerName,
-    unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus},
+    unbuffered::{ConnectionState, UnbufferedStatus},
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+use self::outgoing::{Outgoing, Refused};
 
 /// What is read at once where much comes: four records. Whole messages and records are kept there, of up to 64 KiB.
 const READ: usize = 64 * 1024;
@@ -191,64 +194,6 @@ impl<Io> TlsStream<Io> {
                 return;
             }
         }
-    }
-}
-
-/// Why rustls did not write.
-enum Refused {
-    /// It takes so many bytes.
-    Room(usize),
-    /// It will not.
-    Never,
-}
-
-impl From<EncodeError> for Refused {
-    fn from(error: EncodeError) -> Self {
-        match error {
-            EncodeError::InsufficientSize(InsufficientSizeError { required_size }) => Self::Room(required_size),
-            EncodeError::AlreadyEncoded => Self::Never,
-        }
-    }
-}
-
-impl From<EncryptError> for Refused {
-    fn from(error: EncryptError) -> Self {
-        match error {
-            EncryptError::InsufficientSize(InsufficientSizeError { required_size }) => Self::Room(required_size),
-            EncryptError::EncryptExhausted => Self::Never,
-        }
-    }
-}
-
-/// A buffer that is not cleared each time that rustls writes into it.
-#[derive(Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    /// What is to be sent.
-    range: Range<usize>,
-}
-
-impl Outgoing {
-    /// Has rustls write behind what is there, into `guess` bytes or as many as it wants.
-    fn append(
-        &mut self,
-        guess: usize,
-        mut write: impl FnMut(&mut [u8]) -> Result<usize, Refused>,
-    ) -> Result<(), Error> {
-        let mut written = write(self.room(guess));
-        if let Err(Refused::Room(size)) = written {
-            written = write(self.room(size));
-        }
-        self.range.end += written.map_err(|_| Error::EncryptError)?;
-        Ok(())
-    }
-
-    fn room(&mut self, size: usize) -> &mut [u8] {
-        let end = self.range.end + size;
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        &mut self.bytes[self.range.end..end]
     }
 }
 

@@ -1,7 +1,9 @@
-//! The client's end of a connection, on `fastwebsockets`: the only file that names it.
+//! The client's end of a connection, on `fastwebsockets`: the only folder that names it.
 //!
 //! Its reader is not cancel-safe and grows with what it reads ahead. So the two directions are two values, the reader is
 //! polled to the end by whoever owns it, and no read is longer than 64 KiB.
+
+mod batch;
 
 use std::{
     collections::hash_map::RandomState,
@@ -9,7 +11,6 @@ use std::{
     future::{Future, poll_fn},
     hash::{BuildHasher as _, Hasher as _},
     io::{self, Cursor},
-    mem,
     pin::{Pin, pin},
     task::{Context, Poll},
 };
@@ -30,6 +31,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Chain, Join, ReadBuf, ReadHalf, Sink, Take, WriteHalf,
 };
 
+pub use self::batch::{BEFORE, Batch};
 use super::{
     Close, Data, Error, Limits, Payload,
     channel::{CLOSE_SIGNAL, Encoding},
@@ -286,66 +288,6 @@ impl<Io> fmt::Debug for Reader<Io> {
     }
 }
 
-/// Binary messages of the length given, masked where they were read to, which leave in one piece.
-///
-/// It grows with what is put in, to 256 KiB: a peer is woken once for it.
-pub struct Batch {
-    bytes: Vec<u8>,
-    /// Where the finished messages end.
-    end: usize,
-    payload: usize,
-}
-
-/// The most of a batch.
-const BATCH: usize = 256 * 1024;
-
-/// Before the payload of a message in a batch: a frame's head, with a length of two bytes, and the channel.
-pub const BEFORE: usize = 8 + 1;
-
-impl Batch {
-    /// For messages of up to `payload` bytes, less than 64 KiB.
-    #[must_use]
-    pub fn new(payload: usize) -> Self {
-        assert!(BEFORE + payload <= usize::from(u16::MAX), "a longer head");
-        Self { bytes: Vec::new(), end: 0, payload }
-    }
-
-    /// Where the next message's payload goes; `None` if it is full.
-    pub fn room(&mut self) -> Option<&mut [u8]> {
-        let end = self.end + BEFORE + self.payload;
-        if end > BATCH {
-            return None;
-        }
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        Some(&mut self.bytes[self.end + BEFORE..end])
-    }
-
-    /// Makes the first `length` bytes of [`room`](Self::room) a message.
-    pub fn push(&mut self, id: u8, length: usize) {
-        let begin = self.end + BEFORE - 1;
-        self.bytes[begin] = id;
-        let mut head = [0; MAX_FRAME_HEAD];
-        let message = &mut self.bytes[begin..=begin + length];
-        let mut frame = Frame::binary(fastwebsockets::Payload::BorrowedMut(message));
-        frame.mask();
-        let size = frame.fmt_head(&mut head);
-        if size < BEFORE - 1 {
-            // It is so short that it has a shorter head.
-            self.bytes.copy_within(begin..=begin + length, self.end + size);
-        }
-        self.bytes[self.end..self.end + size].copy_from_slice(&head[..size]);
-        self.end += size + 1 + length;
-    }
-}
-
-impl fmt::Debug for Batch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch").field("end", &self.end).finish_non_exhaustive()
-    }
-}
-
 /// The direction to the server. Frames are masked with the library's random keys, and written from here: its own plain
 /// write copies each payload once more, and its vectored one spins for ever on a connection that takes no more bytes.
 pub struct Writer<Io> {
@@ -382,7 +324,7 @@ impl<Io: AsyncWrite> Writer<Io> {
     ///
     /// What writing gave.
     pub async fn batch(&mut self, batch: &mut Batch) -> io::Result<()> {
-        self.io.write_all(&batch.bytes[..mem::take(&mut batch.end)]).await?;
+        self.io.write_all(batch.take()).await?;
         self.io.flush().await
     }
 
