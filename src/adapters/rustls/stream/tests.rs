@@ -30,17 +30,28 @@ async fn connected(
         .unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certificate.der().clone()).unwrap();
-    let mut client = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut client = trusting(roots, &[version]);
     client.max_fragment_size = fragment;
     let (near, far) = duplex(pipe);
-    let name = ServerName::try_from("server").unwrap();
-    let (client, server) =
-        tokio::join!(TlsStream::connect(Arc::new(client), name, near), TlsAcceptor::from(Arc::new(server)).accept(far));
+    let (client, server) = tokio::join!(dial(client, near), TlsAcceptor::from(Arc::new(server)).accept(far));
     (client.unwrap(), server.unwrap())
+}
+
+fn trusting(roots: RootCertStore, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// One that gets no further than the handshake.
+fn trusting_nobody() -> ClientConfig {
+    trusting(RootCertStore::empty(), &[&version::TLS13, &version::TLS12])
+}
+
+async fn dial<Io: AsyncRead + AsyncWrite + Unpin>(config: ClientConfig, io: Io) -> io::Result<TlsStream<Io>> {
+    TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), io).await
 }
 
 async fn send(io: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) {
@@ -194,33 +205,20 @@ async fn a_connection_on_which_little_is_said_keeps_no_buffers() {
 
 #[tokio::test]
 async fn a_handshake_that_ends_too_soon_is_an_error() {
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let config = Arc::new(config);
     for answer in [&b""[..], b"\x16\x03\x03\x40\x00", b"HTTP/1.0 400 Bad Request\r\n\r\n", &[0x16; 100_000]] {
         let (near, mut far) = duplex(1 << 20);
         far.write_all(answer).await.unwrap();
         far.shutdown().await.unwrap();
-        let connect = TlsStream::connect(config.clone(), ServerName::try_from("server").unwrap(), near);
-        let kind = connect.await.unwrap_err().kind();
+        let kind = dial(trusting_nobody(), near).await.unwrap_err().kind();
         assert!(matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData), "{answer:?}: {kind}");
     }
 }
 
 #[tokio::test]
 async fn a_handshake_reaches_a_server_behind_a_buffer() {
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
     let (near, mut far) = duplex(1 << 20);
     let near = tokio::io::BufWriter::with_capacity(1 << 20, near);
-    let mut connect = pin!(TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), near));
+    let mut connect = pin!(dial(trusting_nobody(), near));
     assert!(std::future::poll_fn(|cx| Poll::Ready(connect.as_mut().poll(cx))).await.is_pending());
     let hello = std::future::poll_fn(|cx| {
         let mut room = [0; 1];
@@ -232,19 +230,13 @@ async fn a_handshake_reaches_a_server_behind_a_buffer() {
 
 #[tokio::test]
 async fn a_handshake_message_in_crumbs_is_not_kept_without_end() {
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
     let (near, mut far) = duplex(1 << 20);
     // A ServerHello of the greatest length, a byte a record.
     for byte in [2, 0, 0xff, 0xff].into_iter().chain([0; 50_000]) {
         far.write_all(&[0x16, 3, 3, 0, 1, byte]).await.unwrap();
     }
     far.shutdown().await.unwrap();
-    let connect = TlsStream::connect(Arc::new(config), ServerName::try_from("server").unwrap(), near);
-    assert_eq!(connect.await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(dial(trusting_nobody(), near).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
 #[tokio::test(start_paused = true)]
