@@ -89,11 +89,19 @@ where
 }
 
 async fn exec(io: DuplexStream, protocols: &[WsProtocol], stdin: &[u8]) -> (Result<Outcome, Error>, Vec<u8>, Vec<u8>) {
+    exec_reading(io, protocols, io::Cursor::new(stdin.to_vec())).await
+}
+
+async fn exec_reading(
+    io: DuplexStream,
+    protocols: &[WsProtocol],
+    stdin: impl AsyncRead + Send + Unpin + 'static,
+) -> (Result<Outcome, Error>, Vec<u8>, Vec<u8>) {
     let (connected, protocol) = connect(io, request(), protocols).await.expect("connected");
     assert!(protocols.contains(&protocol) || protocol == WsProtocol::Unnamed);
     let (stdout, stderr) = (Kept::default(), Kept::default());
     let mut stdio = Stdio::new(CancellationToken::new());
-    stdio.stdin = Some(Input::new(io::Cursor::new(stdin.to_vec())));
+    stdio.stdin = Some(Input::new(stdin));
     stdio.stdout = Some(Output::new(stdout.clone()));
     stdio.stderr = Some(Output::new(stderr.clone()));
     (run(connected, protocol, stdio).await, stdout.bytes(), stderr.bytes())
@@ -110,6 +118,33 @@ async fn all_of_stdin_comes_back_through_a_command_that_reads_to_the_end() {
     let (outcome, stdout, _) = exec(io, &[WsProtocol::V5, WsProtocol::V4], &sent).await;
     assert_eq!(outcome.expect("a status"), Outcome::Exited(Exit::Code(3)));
     assert!(stdout == sent);
+}
+
+/// A message of up to 125 bytes has a shorter head, also between others.
+#[tokio::test(start_paused = true)]
+async fn pieces_of_any_length_leave_together_in_their_order() {
+    let sent: Vec<u8> = (0..400_000).map(|at: u32| (at / 99) as u8).collect();
+    for protocol in [WsProtocol::V5, WsProtocol::Base64V4] {
+        let mut stdin: Box<dyn AsyncRead + Send + Unpin> = Box::new(tokio::io::empty());
+        let mut rest = &sent[..];
+        for length in [1, 2, 123, 124, 125, 126, 32_000, 1, MESSAGE, MESSAGE + 1, 3].into_iter().cycle() {
+            let (piece, behind) = rest.split_at(length.min(rest.len()));
+            stdin = Box::new(stdin.chain(io::Cursor::new(piece.to_vec())));
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let io = serve(protocol, |stdio| async move {
+            let (mut got, mut stdin) = (vec![0; 400_000], stdio.stdin.expect("stdin"));
+            stdin.read_exact(&mut got).await?;
+            stdio.stdout.expect("stdout").write_all(&got).await?;
+            Ok(Exit::Success)
+        });
+        let (outcome, stdout, _) = exec_reading(io, &[protocol], stdin).await;
+        assert_eq!(outcome.expect("a status"), Outcome::Exited(Exit::Success), "{protocol:?}");
+        assert!(stdout == sent, "{protocol:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -288,8 +288,9 @@ impl<Io> fmt::Debug for Reader<Io> {
     }
 }
 
-/// The direction to the server. Frames are masked with the library's random keys, and written from here: its own plain
-/// write copies each payload once more, and its vectored one spins for ever on a connection that takes no more bytes.
+/// The direction to the server. Frames are masked with the library's random keys, and written from here: its own vectored
+/// write spins for ever on a connection that takes no more bytes. A single frame is copied behind its head; what there is
+/// much of goes in a [`Batch`].
 pub struct Writer<Io> {
     io: WriteHalf<Io>,
 }
@@ -312,7 +313,8 @@ impl<Io: AsyncWrite> Writer<Io> {
         match encoding {
             Encoding::Binary => self.write(Frame::binary([&[id], payload].concat().into())).await,
             Encoding::Base64 => {
-                let message = format!("{}{}", char::from(b'0' + id), BASE64_STANDARD.encode(payload));
+                let mut message = String::from(char::from(b'0' + id));
+                BASE64_STANDARD.encode_string(payload, &mut message);
                 self.write(Frame::text(message.into_bytes().into())).await
             }
         }
