@@ -2,20 +2,19 @@
 
 mod support;
 
-use std::{fs, net::TcpListener, num::NonZeroU16, path::Path, sync::Arc, time::Duration};
+use std::{fs, num::NonZeroU16, sync::Arc, time::Duration};
 
 use support::{
     Outcome, Scratch,
+    foreign::listening,
     http::{Login, tls_config, url},
     lab::{Lab, Topology, example, port_in},
     noise,
     pod::Pod,
     process::Process,
-    skip,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     process::Command,
     time::timeout,
 };
@@ -34,69 +33,68 @@ use tower_kube_streaming::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A proxy of its own, which logs whom it connects to.
+/// A proxy of its own, which logs whom it connects to. Its last port may be that of TLS.
 #[derive(Debug)]
-struct Running {
+struct Running<const PORTS: usize> {
     process: Process,
-    /// Its URLs, that of TLS last.
-    ports: Vec<u16>,
+    ports: [u16; PORTS],
 }
 
-fn free_port() -> Outcome<u16> {
-    let socket = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    Ok(socket.map_err(|error| error.to_string())?.port())
-}
-
-/// `None`: it is not installed, which is a SKIP.
-async fn start(program: &str, ports: Vec<u16>, args: &[&str]) -> Outcome<Option<Running>> {
-    if !Path::new(program).exists() {
-        skip(&format!("{program} is missing; scripts/test installs it"));
-        return Ok(None);
-    }
-    let process = Process::start(program, Command::new(program).args(args))?;
-    for port in &ports {
-        let accepts = async { while TcpStream::connect(("127.0.0.1", *port)).await.is_err() {} };
-        timeout(LIMIT, accepts).await.map_err(|_| format!("{program} does not listen: {}", process.stderr.text()))?;
-    }
-    Ok(Some(Running { process, ports }))
+async fn start<const PORTS: usize>(
+    program: &str,
+    command: impl Fn([u16; PORTS]) -> Outcome<Command>,
+) -> Outcome<Option<Running<PORTS>>> {
+    Ok(listening(program, command).await?.map(|(process, ports)| Running { process, ports }))
 }
 
 /// Plain and over TLS. It finds `api.test` here, and does not connect to `refused`.
-async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Running>> {
-    let (plain, tls) = (free_port()?, free_port()?);
+async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Running<2>>> {
     let dir = scratch.dir("squid");
     let (hosts, data) = (dir.join("hosts"), lab.data.display());
     fs::write(&hosts, "127.0.0.1 api.test\n").map_err(|error| error.to_string())?;
-    let file = dir.join("conf");
-    let config = format!(
-        "http_port 127.0.0.1:{plain}\n\
-         https_port 127.0.0.1:{tls} tls-cert={data}/apiserver.crt tls-key={data}/apiserver.key\n\
-         acl refused port {refused}\nhttp_access deny refused\nhttp_access allow all\n\
-         hosts_file {}\ncache deny all\naccess_log none\ncache_log /dev/null\npid_filename none\n\
-         pinger_enable off\ncoredump_dir none\nshutdown_lifetime 0 seconds\n",
-        hosts.display()
-    );
-    fs::write(&file, config).map_err(|error| error.to_string())?;
-    start("/usr/sbin/squid", vec![plain, tls], &["-N", "-f", &file.display().to_string()]).await
+    start("/usr/sbin/squid", |[plain, tls]| {
+        let file = dir.join("conf");
+        let config = format!(
+            "http_port 127.0.0.1:{plain}\n\
+             https_port 127.0.0.1:{tls} tls-cert={data}/apiserver.crt tls-key={data}/apiserver.key\n\
+             acl refused port {refused}\nhttp_access deny refused\nhttp_access allow all\n\
+             hosts_file {}\ncache deny all\naccess_log none\ncache_log /dev/null\npid_filename none\n\
+             pinger_enable off\ncoredump_dir none\nshutdown_lifetime 0 seconds\n",
+            hosts.display()
+        );
+        fs::write(&file, config).map_err(|error| error.to_string())?;
+        let mut squid = Command::new("/usr/sbin/squid");
+        // What stops it is told on stderr.
+        squid.args(["-N", "-d", "1", "-f"]).arg(file);
+        Ok(squid)
+    })
+    .await
 }
 
 /// Knows one user.
-async fn tinyproxy(scratch: &Scratch) -> Outcome<Option<Running>> {
-    let port = free_port()?;
+async fn tinyproxy(scratch: &Scratch) -> Outcome<Option<Running<1>>> {
     let file = scratch.dir("tinyproxy").join("conf");
-    let config = format!("Port {port}\nListen 127.0.0.1\nBasicAuth me p-ss\nLogLevel Connect\nTimeout 60\n");
-    fs::write(&file, config).map_err(|error| error.to_string())?;
-    start("/usr/bin/tinyproxy", vec![port], &["-d", "-c", &file.display().to_string()]).await
+    start("/usr/bin/tinyproxy", |[port]| {
+        let config = format!("Port {port}\nListen 127.0.0.1\nBasicAuth me p-ss\nLogLevel Connect\nTimeout 60\n");
+        fs::write(&file, config).map_err(|error| error.to_string())?;
+        let mut tinyproxy = Command::new("/usr/bin/tinyproxy");
+        tinyproxy.args(["-d", "-c"]).arg(&file);
+        Ok(tinyproxy)
+    })
+    .await
 }
 
 /// Knows one user.
-async fn microsocks() -> Outcome<Option<Running>> {
-    let port = free_port()?;
-    let text = port.to_string();
-    start("/usr/bin/microsocks", vec![port], &["-i", "127.0.0.1", "-p", &text, "-u", "me", "-P", "p-ss"]).await
+async fn microsocks() -> Outcome<Option<Running<1>>> {
+    start("/usr/bin/microsocks", |[port]| {
+        let mut microsocks = Command::new("/usr/bin/microsocks");
+        microsocks.args(["-i", "127.0.0.1", "-p", &port.to_string(), "-u", "me", "-P", "p-ss"]);
+        Ok(microsocks)
+    })
+    .await
 }
 
-impl Running {
+impl Running<1> {
     /// Waits until it has told of a connection to `port`.
     async fn connected_to(&self, port: u16) -> Outcome {
         let connected = format!(":{port}");
@@ -210,7 +208,7 @@ async fn check() -> Outcome {
 async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome {
     let refused = server.pod.closed;
     let Some(squid) = squid(scratch, lab, refused).await? else { return Ok(()) };
-    let (plain, tls) = (squid.ports[0], squid.ports[1]);
+    let [plain, tls] = squid.ports;
     // A name that only the proxy can find; the certificate is for the address.
     let named = format!("https://api.test:{}", server.port);
     let name = || ServerName::try_from("127.0.0.1").expect("an address");
@@ -274,7 +272,7 @@ async fn our_kubectl(lab: &Lab, server: &str, proxy: u16) -> Outcome {
 
 async fn through_tinyproxy(server: &Server, scratch: &Scratch) -> Outcome {
     let Some(tinyproxy) = tinyproxy(scratch).await? else { return Ok(()) };
-    let port = tinyproxy.ports[0];
+    let [port] = tinyproxy.ports;
     server.all(server.by(&format!("http://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
     tinyproxy.connected_to(server.port).await?;
     for (login, answer) in [("", "407"), ("me:secret@", "401")] {
@@ -287,7 +285,7 @@ async fn through_tinyproxy(server: &Server, scratch: &Scratch) -> Outcome {
 
 async fn through_microsocks(server: &Server) -> Outcome {
     let Some(microsocks) = microsocks().await? else { return Ok(()) };
-    let port = microsocks.ports[0];
+    let [port] = microsocks.ports;
     server.all(server.by(&format!("socks5://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
     microsocks.connected_to(server.port).await?;
     for login in ["", "me:secret@"] {

@@ -5,7 +5,6 @@ mod support;
 
 use std::{
     fs,
-    net::TcpListener,
     num::NonZeroU16,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,17 +12,17 @@ use std::{
 
 use support::{
     Outcome, Scratch,
+    foreign::listening,
     forward::Forward,
     http::url,
     kubectl::{Client, client, forwarder},
     lab::{Lab, Settings, Topology, port_in},
     pod::Pod,
     process::Process,
-    skip, through,
+    through,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     process::Command,
     time::timeout,
 };
@@ -63,27 +62,20 @@ struct Proxy {
 impl Proxy {
     /// `None`: it is not installed, which is a SKIP.
     async fn start(kind: Kind, upstream: u16, scratch: &Scratch) -> Outcome<Option<Self>> {
-        let (program, config): (_, fn(u16, u16, &Path) -> String) = match kind {
-            Kind::Apache => ("/usr/sbin/apache2", apache),
-            Kind::Squid => ("/usr/sbin/squid", squid),
+        let (program, flags, config): (_, &[_], fn(u16, u16, &Path) -> String) = match kind {
+            Kind::Apache => ("/usr/sbin/apache2", &["-X", "-f"], apache),
+            Kind::Squid => ("/usr/sbin/squid", &["-N", "-d", "1", "-f"], squid),
         };
-        if !Path::new(program).exists() {
-            skip(&format!("{program} is missing; scripts/test installs it"));
-            return Ok(None);
-        }
-        // Neither takes port 0.
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = port.map_err(|error| error.to_string())?.port();
         let dir = scratch.dir(&format!("{kind:?}"));
         let file = dir.join("conf");
-        fs::write(&file, config(port, upstream, &dir)).map_err(|error| error.to_string())?;
-        let mut command = Command::new(program);
-        // In the foreground, one process: it dies with its handle.
-        command.args([if matches!(kind, Kind::Apache) { "-X" } else { "-N" }, "-f"]).arg(&file);
-        let process = Process::start(program, &mut command)?;
-        let accepts = async { while TcpStream::connect(("127.0.0.1", port)).await.is_err() {} };
-        let up = timeout(LIMIT, accepts).await;
-        up.map_err(|_| format!("{kind:?} does not listen: {}", process.stderr.text()))?;
+        let started = listening(program, |[port]| {
+            fs::write(&file, config(port, upstream, &dir)).map_err(|error| error.to_string())?;
+            let mut command = Command::new(program);
+            // In the foreground, one process: it dies with its handle.
+            command.args(flags).arg(&file);
+            Ok(command)
+        });
+        let Some((process, [port])) = started.await? else { return Ok(None) };
         let kubeconfig = dir.join("kubeconfig");
         let cluster = format!("{{name: it, cluster: {{server: 'http://127.0.0.1:{port}'}}}}");
         let context = "{name: it, context: {cluster: it}}";
@@ -134,14 +126,15 @@ async fn check(kind: Kind) -> Outcome {
     let lab =
         Lab::start_with(Topology::AllInOne, Settings { apiserver: &["--insecure"], ..Settings::default() }).await?;
     let upstream = port_in(&url(&lab.apiserver)?).ok_or("the API server's port")?;
-    let Some(proxy) = Proxy::start(kind, upstream, &lab.scratch).await? else { return Ok(()) };
+    let Some(mut proxy) = Proxy::start(kind, upstream, &lab.scratch).await? else { return Ok(()) };
     let checked = async {
         kubectls(&proxy, &lab).await?;
         commands(&proxy).await?;
         forwards(&proxy).await
     };
     let checked = checked.await.map_err(|why| format!("{kind:?}: {why}\n{}", lab.logs()));
-    proxy.process.stop().await?;
+    // Not asked to end: SIGTERM while a tunnel is being closed leaves Apache, as one process, waiting for its thread.
+    proxy.process.kill().await?;
     checked?;
     lab.stop().await
 }

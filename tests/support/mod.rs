@@ -7,6 +7,7 @@
 //! | `gateway` | a lab with a gateway in front of it |
 //! | `containerd` | a container runtime of the test's own, and Pods for it |
 //! | `plain` | a lab over plain HTTP, for faults between the parts |
+//! | `foreign` | servers that take no port 0 |
 //! | `http` | one plain request to a server of a lab; its metrics |
 //! | `forms` | every kind of request that may open a stream |
 //! | `proc` | what a process holds: memory, descriptors, threads, children |
@@ -22,6 +23,7 @@
 
 pub mod balancer;
 pub mod containerd;
+pub mod foreign;
 pub mod forms;
 pub mod forward;
 pub mod gateway;

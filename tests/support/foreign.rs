@@ -1,0 +1,61 @@
+//! Servers that take no port 0.
+
+use std::{net::TcpListener, path::Path, time::Duration};
+
+use tokio::{net::TcpStream, process::Command, time::timeout};
+
+use super::{Outcome, process::Process, skip};
+
+/// One is up in a tenth of a second.
+const LIMIT: Duration = Duration::from_secs(10);
+const TRIES: usize = 3;
+
+/// Starts it on free ports, and on other ones if something else has taken one before the program did. `None`: it is not
+/// installed, which is a SKIP.
+pub async fn listening<const PORTS: usize>(
+    program: &str,
+    command: impl Fn([u16; PORTS]) -> Outcome<Command>,
+) -> Outcome<Option<(Process, [u16; PORTS])>> {
+    if !Path::new(program).exists() {
+        skip(&format!("{program} is missing; scripts/test installs it"));
+        return Ok(None);
+    }
+    let mut failures = Vec::new();
+    while failures.len() < TRIES {
+        let ports = free_ports()?;
+        let mut process = Process::start(program, &mut command(ports)?)?;
+        match timeout(LIMIT, accepts(&mut process, &ports)).await {
+            Ok(Ok(())) => return Ok(Some((process, ports))),
+            failed => {
+                failures.push(format!("{ports:?}: {failed:?}: {}", process.stderr.text()));
+                // It may have ended.
+                let _ = process.kill().await;
+            }
+        }
+    }
+    Err(format!("{program} does not listen:\n{}", failures.join("\n")))
+}
+
+async fn accepts(process: &mut Process, ports: &[u16]) -> Outcome {
+    for port in ports {
+        while TcpStream::connect(("127.0.0.1", *port)).await.is_err() {
+            if !process.runs() {
+                return Err("it has ended".into());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+fn free_ports<const PORTS: usize>() -> Outcome<[u16; PORTS]> {
+    let mut ports = [0; PORTS];
+    // Held until all are there: no port is had twice.
+    let mut held = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+        *port = listener.local_addr().map_err(|error| error.to_string())?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
