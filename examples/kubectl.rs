@@ -14,6 +14,7 @@
 //! | `pod`, `locate` | which pod and container a command line means; which pod a Deployment or a Service means |
 //! | `object` | the object in a file, for `exec -f` |
 //! | `remote` | a stream into a container, with the fallback and its log |
+//! | `moderate` | reading seldom where much comes |
 //! | `exec`, `attach` | the two commands that need a terminal |
 //! | `detach` | keys that leave a terminal which was attached to |
 //! | `terminal`, `stdio` | raw mode that is always undone; the standard streams without a thread between |
@@ -21,6 +22,9 @@
 //! | `bridge`, `progress` | between what is polled and what blocks; a bar on a terminal |
 //! | `port_forward`, `ports` | local ports that outlive the connection behind them; which port leads where |
 //! | `failure`, `log`, `flags` | what is said on stderr, with which exit code; klog's lines; durations and file specifications |
+
+#[path = "support/provider.rs"]
+mod provider;
 
 mod kubectl {
     pub(crate) mod attach;
@@ -33,6 +37,7 @@ mod kubectl {
     pub(crate) mod flags;
     pub(crate) mod locate;
     pub(crate) mod log;
+    pub(crate) mod moderate;
     pub(crate) mod object;
     pub(crate) mod pack;
     pub(crate) mod pod;

@@ -58,7 +58,7 @@ async fn serve(router: Router) -> SocketAddr {
 fn upstream(server: &str) -> (Upstream, CancellationToken) {
     let stop = CancellationToken::new();
     // What an application does once; the TLS of a server that is asked for by http:// is made all the same.
-    let _ = std::sync::Arc::unwrap_or_clone(support::tls::provider()).install_default();
+    let _ = std::sync::Arc::unwrap_or_clone(support::provider::provider()).install_default();
     let mut config = Config::new(server.parse().unwrap());
     config.root_cert = Some(Vec::new());
     (Upstream::new(&config, None, stop.clone()).unwrap(), stop)
@@ -350,7 +350,7 @@ async fn a_certificate_becomes_a_front_proxys_word() {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("gateway-vouch");
     support::create_private_dir(&dir).unwrap();
     pki::prepare(&dir, [127, 0, 0, 1].into()).unwrap();
-    let _ = std::sync::Arc::unwrap_or_clone(support::tls::provider()).install_default();
+    let _ = std::sync::Arc::unwrap_or_clone(support::provider::provider()).install_default();
     let config = Config::new("http://127.0.0.1:1".parse().unwrap());
     let own = pki::files::kubelet_client(&dir);
     let upstream = Upstream::new(&config, Some(&own), CancellationToken::new()).unwrap();
@@ -380,7 +380,7 @@ async fn nobody_is_vouched_for_under_a_name_that_a_header_changes() {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("gateway-vouch-names");
     support::create_private_dir(&dir).unwrap();
     pki::prepare(&dir, [127, 0, 0, 1].into()).unwrap();
-    let _ = std::sync::Arc::unwrap_or_clone(support::tls::provider()).install_default();
+    let _ = std::sync::Arc::unwrap_or_clone(support::provider::provider()).install_default();
     // What the cluster is told, over a real connection.
     let mut config = Config::new(format!("http://{}", serve(echo_of_heads()).await).parse().unwrap());
     config.root_cert = Some(Vec::new());

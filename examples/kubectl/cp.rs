@@ -1,6 +1,7 @@
 //! `kubectl cp`: by `tar` in the container.
 
 use std::{
+    io::BufReader,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -138,7 +139,9 @@ impl Copy<'_> {
         let plan = unpack::Plan { source: source.clone(), target, modes: self.preserve };
         let (near, far) = duplex(BUFFER);
         let feed = Feed::new(near, self.progress.clone());
-        let (from, progress) = (Blocking(far, Handle::current()), self.progress.clone());
+        // A thread that takes all that is there wakes the other one seldom.
+        let from = BufReader::with_capacity(BUFFER, Blocking(far, Handle::current()));
+        let progress = self.progress.clone();
         let unpacked = aside(move || unpack(from, &plan, &progress).map_err(Failure::error));
         let fetched = async {
             let fetched = self.fetch(&source, &feed).await;

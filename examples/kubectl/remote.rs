@@ -17,6 +17,7 @@ use super::{
     cluster::{Cluster, Connect},
     failure::{Failure, chain},
     log::klog,
+    moderate::Moderate,
     pod::Pod,
 };
 
@@ -30,18 +31,22 @@ pub(crate) struct Remote<'a> {
 }
 
 enum Executor {
-    Fallback(FallbackExecutor<Asked<WebSocketExecutor<Connect>>, Asked<SpdyExecutor<Connect>>>),
-    Spdy(Asked<SpdyExecutor<Connect>>),
+    Fallback(FallbackExecutor<OverWebSocket, OverSpdy>),
+    Spdy(OverSpdy),
 }
+
+type OverWebSocket = Asked<WebSocketExecutor<Moderate<Connect>>>;
+type OverSpdy = Asked<SpdyExecutor<Moderate<Connect>>>;
 
 impl<'a> Remote<'a> {
     pub(crate) fn new(cluster: &'a Cluster) -> Self {
-        let spdy = Asked("POST", SpdyExecutor::new(cluster.connect.clone()));
+        let connect = Moderate(cluster.connect.clone());
+        let spdy = Asked("POST", SpdyExecutor::new(connect.clone()));
         let off = env::var(WEBSOCKETS).is_ok_and(|value| value.eq_ignore_ascii_case("false"));
         let executor = if off {
             Executor::Spdy(spdy)
         } else {
-            let websocket = Asked("GET", WebSocketExecutor::new(cluster.connect.clone()));
+            let websocket = Asked("GET", WebSocketExecutor::new(connect));
             let policy = FallbackPolicy::new().retry_if(|error| {
                 // kubectl's predicate.
                 let refused = error.rejection().is_some();

@@ -2,7 +2,7 @@
 //!
 //! | file | one idea |
 //! |---|---|
-//! | `pki`, `tls` | a CA and certificates of our own; rustls configurations from PEM files |
+//! | `pki`, `tls`, `provider` | a CA and certificates of our own; rustls configurations from PEM files; which cryptography |
 //! | `tokens`, `kubeconfig` | who may log in with a bearer token; the file that kubectl reads |
 //! | `server` | accept, TLS, HTTP/1.1 and HTTP/2, and a stop that loses nothing |
 //! | `authn`, `impersonate`, `authz` | who is it; whom do they act for; what do they ask for, and may they |
@@ -54,6 +54,7 @@ pub mod pod_status;
 pub mod pods;
 pub mod policy;
 pub mod protobuf;
+pub mod provider;
 pub mod rbac;
 pub mod reports;
 pub mod restarts;
@@ -159,6 +160,6 @@ pub fn write_private(path: &Path, content: &str) -> Result<(), Error> {
 /// Random bytes as lower-case hex digits, two a byte.
 pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
-    tls::provider().secure_random.fill(&mut bytes).expect("the system has randomness");
+    provider::provider().secure_random.fill(&mut bytes).expect("the system has randomness");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,20 +1,14 @@
-//! rustls configurations from PEM files. Only here is a cryptography provider named.
+//! rustls configurations from PEM files.
 
 use std::{path::Path, sync::Arc};
 
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
-use super::{Context, Error, pki::CertAndKey};
-
-/// What all randomness and cryptography of the examples comes from.
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
+use super::{Context, Error, pki::CertAndKey, provider::provider};
 
 /// A server that speaks HTTP/2 and HTTP/1.1, and asks its clients for a certificate of `client_ca`, but takes those without one:
 /// they may have a token. A certificate of somebody else's fails the handshake.

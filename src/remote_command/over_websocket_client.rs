@@ -32,8 +32,8 @@ use crate::{
     },
 };
 
-/// Payload of one message, with which it fits into 32 KiB, also in base64: two records of TLS.
-const MESSAGE: usize = 32 * 1024 - BEFORE;
+/// Payload of one message, also in base64: the longest whose frame tells its length in two bytes.
+const MESSAGE: usize = u16::MAX as usize - BEFORE;
 
 /// A server from which nothing was read for this long is pinged, and asked every so often.
 const PING_AFTER: Duration = Duration::from_secs(10);

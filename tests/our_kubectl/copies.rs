@@ -4,6 +4,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tower_kube_streaming_testing::{
@@ -11,15 +12,19 @@ use tower_kube_streaming_testing::{
     relay::{FaultRelay, Faults},
 };
 
-use super::support::{
-    Outcome, count,
-    kubectl::{Output, Run, ours},
-    lab::{Lab, Topology},
-    noise,
+use super::{
+    support::{
+        Outcome, count,
+        kubectl::{Output, Run, ours},
+        lab::{Lab, Settings, Topology, sessions_in},
+        noise,
+    },
+    ways::GATES,
 };
 use crate::ensure;
 
 const MIB: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn text(path: &Path) -> String {
     path.to_str().expect("paths are text").to_owned()
@@ -76,13 +81,14 @@ fn make_tree(root: &Path) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tree_goes_in_and_comes_out_with_its_links_and_modes() -> Outcome {
-    let lab = Lab::start(Topology::TwoProcesses).await?;
-    for websocket in [true, false] {
+async fn a_tree_goes_in_and_comes_out_with_its_links_and_modes_whatever_the_gates_say() -> Outcome {
+    for (apiserver, kubelet, websocket) in GATES {
+        let lab =
+            Lab::start_with(Topology::TwoProcesses, Settings { apiserver, kubelet, ..Settings::default() }).await?;
         let client = ours(websocket);
         let run = Run { lab: &lab, client: &client };
-        let dir = lab.scratch.dir(&format!("tree-{websocket}"));
-        let (here, there, back) = (dir.join("here"), dir.join("there"), dir.join("back"));
+        let path = |name| lab.scratch.path().join(name);
+        let (here, there, back) = (path("here"), path("there"), path("back"));
         make_tree(&here)?;
         let wanted = described(&here)?;
         run.kubectl(&["cp", "-c", "shell", &text(&here), &format!("demo:{}", text(&there))]).await?.exits(0)?;
@@ -95,8 +101,13 @@ async fn a_tree_goes_in_and_comes_out_with_its_links_and_modes() -> Outcome {
         // Into a folder that is there, as `cp -r` does it.
         run.kubectl(&["cp", &text(&here.join("deep")), &format!("demo:{}", text(&back))]).await?.exits(0)?;
         ensure!(back.join("deep/deep/er").exists() || back.join("deep/er").exists(), "the folder went elsewhere");
+        // Each copy in asks first whether there is a folder.
+        let wanted = if websocket && apiserver.is_empty() { "v5.channel.k8s.io" } else { "v4.channel.k8s.io" };
+        let over = |text: &str| sessions_in(text).iter().filter(|it| it.field("protocol.in") == Some(wanted)).count();
+        lab.apiserver.stderr.until(PATIENCE, &format!("six sessions over {wanted}"), |text| over(text) >= 6).await?;
+        lab.stop().await?;
     }
-    lab.stop().await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,39 +8,40 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::support::{
-    Outcome,
-    forward::Forward,
-    kubectl::{Run, client, ours},
-    lab::{Lab, Settings, Topology},
-    pod::Pod,
-    through,
+use super::{
+    support::{
+        Outcome,
+        forward::Forward,
+        kubectl::{Run, client, ours},
+        lab::{Lab, Settings, Topology},
+        pod::Pod,
+        through,
+    },
+    ways::GATES,
 };
 use crate::ensure;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_way_of_a_forward_is_told() -> Outcome {
-    let off: &[&str] = &["--feature-gates=AllBeta=false"];
+async fn each_way_of_a_forward_carries_200_requests_together_and_is_told() -> Outcome {
     let pod = Pod::start().await.map_err(|error| error.to_string())?;
-    for (flags, websocket, wanted) in [
-        (&[][..], true, "negotiated protocol: portforward.k8s.io\n"),
-        (&[], false, "negotiated protocol: portforward.k8s.io over SPDY/3.1\n"),
-        (off, true, "negotiated protocol: portforward.k8s.io over SPDY/3.1\n"),
-    ] {
-        let settings = Settings { apiserver: flags, kubelet: flags, ..Settings::default() };
+    for (apiserver, kubelet, websocket) in GATES {
+        let settings = Settings { apiserver, kubelet, ..Settings::default() };
         let lab = Lab::start_with(Topology::TwoProcesses, settings).await?;
         let client = ours(websocket);
         let run = Run { lab: &lab, client: &client };
         let spec = format!(":{}", pod.web);
         let mut command = run.command(&["-v=7", "port-forward", "demo", &spec]);
         let forward = Forward::spawn(&mut command, &[pod.web]).await?;
-        through::page(forward.to(pod.web)).await?;
+        through::together(forward.to(pod.web)).await?;
         let said = forward.stop().await?;
-        ensure!(said.contains("Response Status: 101 Switching Protocols in ") && said.contains(wanted), "{said}");
+        let refused = !apiserver.is_empty();
+        let carrier = if websocket && !refused { "" } else { " over SPDY/3.1" };
+        let wanted = format!("negotiated protocol: portforward.k8s.io{carrier}\n");
+        ensure!(said.contains("Response Status: 101 Switching Protocols in ") && said.contains(&wanted), "{said}");
         let fell_back = said.contains("fallback to secondary dialer from primary dialer err: ");
-        ensure!(fell_back != flags.is_empty(), "{said}");
+        ensure!(fell_back == refused, "{said}");
         lab.stop().await?;
     }
     Ok(())

@@ -5,13 +5,17 @@ use std::time::Duration;
 use super::support::{
     Outcome, count,
     kubectl::{Input, Run, ours},
-    lab::{Lab, Settings, Topology, sessions_in},
+    lab::{Lab, NO_WEBSOCKETS, Settings, Topology, sessions_in},
     noise, sha256,
 };
 use crate::ensure;
 
 const MIB: usize = 1 << 20;
 const OFF: &[&str] = &["--feature-gates=AllBeta=false"];
+
+/// Flags of API server and kubelet, and whether WebSocket is asked for: passed through, translated, refused, never asked for.
+pub(crate) const GATES: [(&[&str], &[&str], bool); 4] =
+    [(&[], &[], true), (&[], NO_WEBSOCKETS, true), (OFF, OFF, true), (&[], &[], false)];
 
 /// Which way it is to go.
 #[derive(Clone, Copy, Debug, PartialEq)]

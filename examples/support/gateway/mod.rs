@@ -42,8 +42,9 @@ use self::{
 use super::{
     Context, Error, Stack, exposition, mounted,
     pki::CertAndKey,
+    provider,
     rbac::{About, Asked},
-    say, tls,
+    say,
 };
 
 /// A cluster, and what is needed to stand in front of it.
@@ -80,7 +81,7 @@ impl Gateway {
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
         let config = config.context(kubeconfig.display())?;
         // kube-rs takes the process's; there is none where several are linked.
-        let _ = Arc::unwrap_or_clone(tls::provider()).install_default();
+        let _ = Arc::unwrap_or_clone(provider::provider()).install_default();
         let upstream = Upstream::new(&config, front_proxy, stop)?;
         let client = Client::try_from(config).context(kubeconfig.display())?;
         let (cluster, watching) = Cluster::watch(client.clone());

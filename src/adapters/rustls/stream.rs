@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, BufMut, BytesMut};
 use rustls::{
     ClientConfig, Error, InvalidMessage,
     client::UnbufferedClientConnection,
@@ -24,8 +24,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 
 use self::outgoing::{Outgoing, Refused};
 
-/// What is read at once where much comes: four records. Whole messages and records are kept there, of up to 64 KiB.
-const READ: usize = 64 * 1024;
+/// What is read at once where much comes: four records. Whole messages and records are kept there, of up to 64 KiB. No
+/// whole number of pages: what rustls copies a record to often lies right behind, and then in the worst place (see [`copy`]).
+const READ: usize = 66 * 1024;
 
 /// What is read at once where little comes.
 const QUIET: usize = 8 * 1024;
@@ -131,8 +132,9 @@ impl<Io> TlsStream<Io> {
                         let record = record?;
                         discard += record.discard;
                         let (now, later) = record.payload.split_at(record.payload.len().min(buf.remaining()));
-                        buf.put_slice(now);
-                        self.plaintext.extend_from_slice(later);
+                        self.plaintext.reserve(later.len());
+                        copy(now, buf);
+                        copy(later, &mut self.plaintext);
                     }
                     step = Some(Step::Read);
                 }
@@ -243,7 +245,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
         }
         loop {
             let fits = this.plaintext.len().min(buf.remaining());
-            buf.put_slice(&this.plaintext.split_to(fits));
+            copy(&this.plaintext.split_to(fits), buf);
             if this.plaintext.is_empty() {
                 this.plaintext = BytesMut::new();
             }
@@ -319,6 +321,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<Io> {
 impl<Io: fmt::Debug> fmt::Debug for TlsStream<Io> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsStream").field("io", &self.io).finish_non_exhaustive()
+    }
+}
+
+/// Copies in pieces that `memcpy` moves by vector registers. Beyond 2 KiB glibc takes `rep movsb`, which is twenty times
+/// slower on AMD's Zen 3 where the destination is 1 to 31 bytes behind the source, modulo a page: a matter of luck.
+fn copy(from: &[u8], to: &mut impl BufMut) {
+    for piece in from.chunks(2048) {
+        to.put_slice(piece);
     }
 }
 
