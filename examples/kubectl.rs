@@ -10,7 +10,7 @@
 //!
 //! | file | one idea |
 //! |---|---|
-//! | `cluster` | from a kubeconfig to requests |
+//! | `cluster`, `overrides` | from a kubeconfig to requests; what the command line says in its place |
 //! | `pod`, `locate` | which pod and container a command line means; which pod a Deployment or a Service means |
 //! | `object` | the object in a file, for `exec -f` |
 //! | `remote` | a stream into a container, with the fallback and its log |
@@ -39,6 +39,7 @@ mod kubectl {
     pub(crate) mod log;
     pub(crate) mod moderate;
     pub(crate) mod object;
+    pub(crate) mod overrides;
     pub(crate) mod pack;
     pub(crate) mod pod;
     pub(crate) mod port_forward;

@@ -26,10 +26,10 @@ use tower_kube_streaming::{
 use super::{
     failure::{Failure, chain, printable},
     log::klog,
+    overrides::{Names, Overrides, without_credentials},
 };
+use crate::provider::provider;
 
-/// Time for a whole request, dialling and answer included.
-const REQUEST: Duration = Duration::from_secs(30);
 /// Bytes of an answer. etcd holds no object of more than 1.5 MiB; a list of a workload's pods may be longer.
 const ANSWER: usize = 32 << 20;
 /// The kubectl whose flags and words these are. Servers go by it: an older one must be given time after a `101`.
@@ -55,9 +55,8 @@ pub(crate) struct ClusterFlags {
     /// The namespace.
     #[arg(short, long, value_name = "NAME", global = true)]
     namespace: Option<String>,
-    /// Bearer token, in place of the kubeconfig's credentials.
-    #[arg(long, value_name = "TOKEN", global = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 /// TLS to the API server, through the proxy that the kubeconfig or the environment names.
@@ -74,25 +73,30 @@ pub(crate) struct Cluster {
     namespace_given: bool,
     pub(crate) headers: HeaderMap,
     pub(crate) connect: Connect,
+    /// How long a plain request may take, dialling and answer included.
+    patience: Duration,
 }
 
 impl Cluster {
     pub(crate) async fn load(flags: &ClusterFlags) -> Result<Self, Failure> {
-        let mut config = configuration(flags).await?;
+        let patience = flags.overrides.patience()?;
+        let (mut config, names) = configuration(flags).await?;
         if let Some(server) = &flags.server {
             config.cluster_url = server.clone();
             // As in kubectl: the name is that of the kubeconfig's own server, and another must not pass for it.
             config.tls_server_name = None;
         }
-        if let Some(token) = &flags.token {
-            config.auth_info = kube::config::AuthInfo { token: Some(token.clone().into()), ..Default::default() };
-        }
+        flags.overrides.apply(&mut config, &names)?;
         let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         let plain = config.cluster_url.scheme_str() == Some("http");
         // Without a CA these are the system's roots, which take time to load: plain HTTP needs none.
         if plain {
             config.root_cert.get_or_insert_default();
+            // As kubectl: no credentials where everybody can read them.
+            config.auth_info = without_credentials(&mut config.auth_info);
         }
+        // Which kube-rs takes then.
+        let _ = Arc::unwrap_or_clone(provider()).install_default();
         let tls = config.rustls_client_config().map_err(|error| Failure::error(chain(&error)))?;
         let tls = Arc::new(tls);
         let proxies = proxies(&config).map_err(|error| Failure::error(chain(&error)))?;
@@ -107,9 +111,9 @@ impl Cluster {
             server: authority,
             namespace: flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone()),
             namespace_given: flags.namespace.is_some(),
-            // As kubectl: no credentials where everybody can read them.
-            headers: if plain { common_headers() } else { headers(&config).await? },
+            headers: headers(&config).await?,
             connect: if plain { connect.allow_plain_http() } else { connect },
+            patience,
         })
     }
 
@@ -141,9 +145,9 @@ impl Cluster {
         let url = self.url(path);
         klog!(6, "GET {}", url.split('?').next().unwrap_or_default());
         let began = Instant::now();
-        let (code, body) = match timeout(REQUEST, self.exchange(&url)).await {
+        let (code, body) = match timeout(self.patience, self.exchange(&url)).await {
             Ok(answer) => answer?,
-            Err(_) => return Err(Failure::error(format!("no answer from {} in {REQUEST:?}", self.server))),
+            Err(_) => return Err(Failure::error(format!("no answer from {} in {:?}", self.server, self.patience))),
         };
         klog!(6, "Response Status: {code} in {} milliseconds", began.elapsed().as_millis());
         Ok((code, serde_json::from_slice(&body).unwrap_or_default()))
@@ -169,30 +173,61 @@ impl Cluster {
     }
 }
 
-/// kube-rs's loader: merged files of `KUBECONFIG`, or the one that is named, or the service account of this pod.
-async fn configuration(flags: &ClusterFlags) -> Result<Config, Failure> {
+/// kube-rs's loader: merged files of `KUBECONFIG`, or the one that is named, or the service account of this pod. Without
+/// any a server that the command line names will do.
+async fn configuration(flags: &ClusterFlags) -> Result<(Config, Names), Failure> {
     let options =
         KubeConfigOptions { context: flags.context.clone(), cluster: flags.cluster.clone(), user: flags.user.clone() };
-    let loaded = match &flags.kubeconfig {
-        Some(path) => match Kubeconfig::read_from(path) {
-            Ok(file) => Config::from_custom_kubeconfig(file, &options).await,
-            Err(error) => Err(error),
-        },
-        None => Config::from_kubeconfig(&options).await,
+    let path = flags.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty());
+    let file = match path {
+        Some(path) => Kubeconfig::read_from(path),
+        None => Kubeconfig::read(),
+    };
+    let loaded = match file {
+        Ok(file) => {
+            let names = names(&file, &options);
+            Config::from_custom_kubeconfig(file, &options).await.map(|config| (config, names))
+        }
+        Err(error) => Err(error),
     };
     loaded.or_else(|error| {
-        let nothing_said = flags.kubeconfig.is_none() && env::var_os("KUBECONFIG").is_none_or(|list| list.is_empty());
-        match error {
-            KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath if nothing_said => {
-                Config::incluster().map_err(|_| Failure::error("no kubeconfig, and this is no pod"))
+        let nothing_said = path.is_none() && env::var_os("KUBECONFIG").is_none_or(|list| list.is_empty());
+        match (error, &flags.server) {
+            (KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath, server) if nothing_said => {
+                let pod = Config::incluster();
+                let config = match (server, pod) {
+                    (None, Ok(pod)) => pod,
+                    (None, Err(_)) => return Err(Failure::error("no kubeconfig, and this is no pod")),
+                    // The service account's token is for its own cluster.
+                    (Some(server), pod) => {
+                        let mut config = Config::new(server.clone());
+                        if let Ok(pod) = pod {
+                            config.default_namespace = pod.default_namespace;
+                        }
+                        config
+                    }
+                };
+                Ok((config, Names::default()))
             }
-            KubeconfigError::LoadContext(name) => Err(Failure::verbatim(
+            (KubeconfigError::CurrentContextNotSet, Some(server)) => {
+                Ok((Config::new(server.clone()), Names::default()))
+            }
+            (KubeconfigError::LoadContext(name), _) => Err(Failure::verbatim(
                 format!("Error in configuration: context was not found for specified context: {name}"),
                 1,
             )),
-            error => Err(Failure::error(chain(&error))),
+            (error, _) => Err(Failure::error(chain(&error))),
         }
     })
+}
+
+/// Which cluster and user of it are meant.
+fn names(file: &Kubeconfig, options: &KubeConfigOptions) -> Names {
+    let name = options.context.as_ref().or(file.current_context.as_ref());
+    let context = file.contexts.iter().find(|context| Some(&context.name) == name).and_then(|it| it.context.as_ref());
+    let cluster = options.cluster.clone().or_else(|| Some(context?.cluster.clone()));
+    let user = options.user.clone().or_else(|| context?.user.clone());
+    Names { cluster: cluster.unwrap_or_default(), user: user.unwrap_or_default() }
 }
 
 fn common_headers() -> HeaderMap {

@@ -2,10 +2,14 @@
 
 use std::fs;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+};
 
 use super::support::{
     Outcome,
+    http::url,
     kubectl::{Client, Output, Run, client, ours},
     lab::{Lab, Topology},
 };
@@ -50,6 +54,23 @@ const SAME: &[&[&str]] = &[
     &["exec", "-t", "demo", "--", "echo", "no", "terminal"],
     &["--context", "nope", "exec", "demo", "--", "true"],
     &["--context", "viewer", "exec", "demo", "--", "true"],
+    &["--as=nobody", "exec", "demo", "--", "true"],
+    &["exec", "demo", "--as=nobody", "--as-group=system:masters", "--as-group=x", "--", "echo", "found"],
+    &["exec", "demo", "--as=nobody", "--as-uid=1", "--as-user-extra=a=b", "--as-user-extra=c", "--", "true"],
+    &["exec", "demo", "--as=", "--as-group=g", "--", "true"],
+    &["exec", "demo", "--as-uid=1", "--", "true"],
+    &["exec", "demo", "--client-certificate=/nope", "--", "true"],
+    &["exec", "demo", "--client-certificate=/nope", "--client-key=/nope", "--", "true"],
+    &["exec", "demo", "--client-key=/nope", "--", "echo", "found"],
+    &["exec", "demo", "--certificate-authority=/nope", "--", "true"],
+    &["exec", "demo", "--certificate-authority=/nope", "--client-certificate=/nope", "--as-uid=1", "--", "true"],
+    &["exec", "demo", "--insecure-skip-tls-verify", "--certificate-authority=/etc/passwd", "--", "true"],
+    &["exec", "demo", "--insecure-skip-tls-verify", "--", "echo", "found"],
+    &["exec", "demo", "--tls-server-name=localhost", "--", "echo", "found"],
+    &["exec", "demo", "--proxy-url=foo://x", "--", "true"],
+    &["exec", "demo", "--request-timeout=x", "--", "true"],
+    &["exec", "demo", "--request-timeout=5", "--", "echo", "found"],
+    &["exec", "demo", "--request-timeout=1m", "--", "echo", "found"],
     &["attach"],
     &["attach", "-f", "pod.yaml"],
     &["attach", "--filename", "pod.yaml"],
@@ -106,6 +127,63 @@ async fn a_copy_of_what_is_not_there_fails() -> Outcome {
     let target = target.to_str().expect("paths are text");
     let output = run.kubectl(&["cp", "demo:/nonexistent", target]).await?.exits(2)?;
     output.says("Cannot stat: No such file or directory")?.says("command terminated with exit code 2")?;
+    lab.stop().await
+}
+
+/// Nothing but flags: who asks, and whom to trust.
+#[tokio::test]
+async fn a_command_line_does_without_a_kubeconfig() -> Outcome {
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let file = |name: &str| lab.data.join(name).to_string_lossy().into_owned();
+    let nothing = lab.scratch.path().join("nothing.kubeconfig");
+    fs::write(&nothing, "apiVersion: v1\nkind: Config\n").map_err(|error| error.to_string())?;
+    let (server, token) = (format!("--server={}", url(&lab.apiserver)?), format!("--token={}", lab.admin_token()?));
+    let (trust, any) = (format!("--certificate-authority={}", file("ca.crt")), "--insecure-skip-tls-verify");
+    let cert = format!("--client-certificate={}", file("apiserver-kubelet-client.crt"));
+    let key = format!("--client-key={}", file("apiserver-kubelet-client.key"));
+    let exec = ["exec", "demo", "-c", "shell", "--", "sh", "-c", "exit 3"];
+    for (flags, code, says) in [
+        (&[&*token, &*trust][..], 3, "exit code 3"),
+        (&[&token, any], 3, "exit code 3"),
+        (&[&token], 1, "certificate"),
+        (&[&trust], 1, ""),
+        (&[&trust, &cert, &key], 3, "exit code 3"),
+        (&[&token, &trust, "--tls-server-name=wrong.example"], 1, "certificate"),
+        (&[&token, &trust, "--tls-server-name=localhost"], 3, "exit code 3"),
+        (&[&token, &trust, "--proxy-url=http://127.0.0.1:1"], 1, "refused"),
+        (&[&token, &trust, "--as=nobody"], 1, "\"nobody\" cannot"),
+    ] {
+        for client in [Some(ours(true)), client("1.37", true)].into_iter().flatten() {
+            let mut command = client.command(&nothing, &lab.scratch, &[&[&*server], flags, &exec[..]].concat());
+            let done = command.output().await.map_err(|error| error.to_string())?;
+            let said = String::from_utf8_lossy(&done.stderr);
+            ensure!(done.status.code() == Some(code) && said.contains(says), "{client}, {flags:?}: {done:?}");
+        }
+    }
+    lab.stop().await
+}
+
+/// Behind `kubectl proxy`, say: without `--as` the command would have the proxy's rights.
+#[tokio::test]
+async fn plain_http_is_told_for_whom_and_no_secret() -> Outcome {
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let nothing = lab.scratch.path().join("nothing.kubeconfig");
+    fs::write(&nothing, "apiVersion: v1\nkind: Config\n").map_err(|error| error.to_string())?;
+    for client in [Some(ours(true)), client("1.37", true)].into_iter().flatten() {
+        let server = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+        let url = format!("--server=http://{}", server.local_addr().map_err(|error| error.to_string())?);
+        let args = [&*url, "--as=nobody", "--token=secret", "exec", "demo", "--", "true"];
+        let mut child =
+            client.command(&nothing, &lab.scratch, &args).spawn().map_err(|error| format!("{client}: {error}"))?;
+        let (stream, _) = server.accept().await.map_err(|error| error.to_string())?;
+        let mut lines = BufReader::new(stream).lines();
+        let mut head = String::new();
+        while let Some(line) = lines.next_line().await.map_err(|error| error.to_string())?.filter(|it| !it.is_empty()) {
+            head += &(line.to_lowercase() + "\n");
+        }
+        child.kill().await.map_err(|error| error.to_string())?;
+        ensure!(head.contains("impersonate-user: nobody\n") && !head.contains("secret"), "{client}: {head}");
+    }
     lab.stop().await
 }
 
