@@ -62,9 +62,9 @@ struct Proxy {
 impl Proxy {
     /// `None`: it is not installed, which is a SKIP.
     async fn start(kind: Kind, upstream: u16, scratch: &Scratch) -> Outcome<Option<Self>> {
-        let (program, flags, config): (_, &[_], fn(u16, u16, &Path) -> String) = match kind {
-            Kind::Apache => ("/usr/sbin/apache2", &["-X", "-f"], apache),
-            Kind::Squid => ("/usr/sbin/squid", &["-N", "-d", "1", "-f"], squid),
+        let (program, flags, config): (_, _, fn(u16, u16, &Path) -> String) = match kind {
+            Kind::Apache => ("/usr/sbin/apache2", "-X", apache),
+            Kind::Squid => ("/usr/sbin/squid", "-Nd1", squid),
         };
         let dir = scratch.dir(&format!("{kind:?}"));
         let file = dir.join("conf");
@@ -72,7 +72,7 @@ impl Proxy {
             fs::write(&file, config(port, upstream, &dir)).map_err(|error| error.to_string())?;
             let mut command = Command::new(program);
             // In the foreground, one process: it dies with its handle.
-            command.args(flags).arg(&file);
+            command.args([flags, "-f"]).arg(&file);
             Ok(command)
         });
         let Some((process, [port])) = started.await? else { return Ok(None) };
