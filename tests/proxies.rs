@@ -31,6 +31,9 @@ use tower_kube_streaming::{
     upgrade::StreamOptions,
 };
 
+/// A name that no resolver is asked for: one part is a byte too long. squid finds it in a file.
+const NAME: &str = "api.a234567890123456789012345678901234567890123456789012345678901234.test";
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A proxy of its own, which logs whom it connects to. Its last port may be that of TLS.
@@ -47,11 +50,11 @@ async fn start<const PORTS: usize>(
     Ok(listening(program, command).await?.map(|(process, ports)| Running { process, ports }))
 }
 
-/// Plain and over TLS. It finds `api.test` here, and does not connect to `refused`.
+/// Plain and over TLS. It finds [`NAME`] here, and does not connect to `refused`.
 async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Running<2>>> {
     let dir = scratch.dir("squid");
     let (hosts, data) = (dir.join("hosts"), lab.data.display());
-    fs::write(&hosts, "127.0.0.1 api.test\n").map_err(|error| error.to_string())?;
+    fs::write(&hosts, format!("127.0.0.1 {NAME}\n")).map_err(|error| error.to_string())?;
     start("/usr/sbin/squid", |[plain, tls]| {
         let file = dir.join("conf");
         let config = format!(
@@ -64,8 +67,8 @@ async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Run
         );
         fs::write(&file, config).map_err(|error| error.to_string())?;
         let mut squid = Command::new("/usr/sbin/squid");
-        // What stops it is told on stderr.
-        squid.args(["-N", "-d", "1", "-f"]).arg(file);
+        // What stops it is told on stderr. Its shared memory goes by its name.
+        squid.args(["-Nd1", "-n", &format!("squid{plain}"), "-f"]).arg(file);
         Ok(squid)
     })
     .await
@@ -210,7 +213,7 @@ async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome
     let Some(squid) = squid(scratch, lab, refused).await? else { return Ok(()) };
     let [plain, tls] = squid.ports;
     // A name that only the proxy can find; the certificate is for the address.
-    let named = format!("https://api.test:{}", server.port);
+    let named = format!("https://{NAME}:{}", server.port);
     let name = || ServerName::try_from("127.0.0.1").expect("an address");
     for proxy in [format!("http://127.0.0.1:{plain}"), format!("https://127.0.0.1:{tls}")] {
         let connect = server.by(&proxy)?.server_name(name());
@@ -223,14 +226,14 @@ async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome
             _ => None,
         }
     };
-    for (no, passes) in [("", true), ("api.test:1", true), (".test", false), ("*", false)] {
+    for (no, passes) in [("", true), (".test:1", true), (".test", false), ("*", false)] {
         let proxies = Proxies::from_variables(variables(no)).map_err(|error| error.to_string())?;
         let connect = server.through(proxies)?.server_name(name());
         if passes {
             server.all(connect, &named).await.map_err(|why| format!("NO_PROXY={no}: {why}"))?;
         } else {
             let why = server.refused(connect, &named).await.map_err(|why| format!("NO_PROXY={no}: {why}"))?;
-            ensure!(why.starts_with("dial tcp api.test:"), "NO_PROXY={no}: {why}");
+            ensure!(why.starts_with(&format!("dial tcp {NAME}:")), "NO_PROXY={no}: {why}");
         }
     }
     our_kubectl(lab, &named, plain).await.map_err(|why| format!("our kubectl: {why}"))?;

@@ -62,9 +62,9 @@ struct Proxy {
 impl Proxy {
     /// `None`: it is not installed, which is a SKIP.
     async fn start(kind: Kind, upstream: u16, scratch: &Scratch) -> Outcome<Option<Self>> {
-        let (program, flags, config): (_, _, fn(u16, u16, &Path) -> String) = match kind {
-            Kind::Apache => ("/usr/sbin/apache2", "-X", apache),
-            Kind::Squid => ("/usr/sbin/squid", "-Nd1", squid),
+        let (program, config): (_, fn(u16, u16, &Path) -> String) = match kind {
+            Kind::Apache => ("/usr/sbin/apache2", apache),
+            Kind::Squid => ("/usr/sbin/squid", squid),
         };
         let dir = scratch.dir(&format!("{kind:?}"));
         let file = dir.join("conf");
@@ -72,7 +72,12 @@ impl Proxy {
             fs::write(&file, config(port, upstream, &dir)).map_err(|error| error.to_string())?;
             let mut command = Command::new(program);
             // In the foreground, one process: it dies with its handle.
-            command.args([flags, "-f"]).arg(&file);
+            match kind {
+                Kind::Apache => command.arg("-X"),
+                // Its shared memory goes by its name.
+                Kind::Squid => command.args(["-Nd1", "-n", &format!("squid{port}")]),
+            };
+            command.arg("-f").arg(&file);
             Ok(command)
         });
         let Some((process, [port])) = started.await? else { return Ok(None) };
@@ -133,8 +138,12 @@ async fn check(kind: Kind) -> Outcome {
         forwards(&proxy).await
     };
     let checked = checked.await.map_err(|why| format!("{kind:?}: {why}\n{}", lab.logs()));
-    // Not asked to end: SIGTERM while a tunnel is being closed leaves Apache, as one process, waiting for its thread.
-    proxy.process.kill().await?;
+    match kind {
+        // As one process it waits for a thread after SIGTERM, while a tunnel is being closed.
+        Kind::Apache => proxy.process.kill().await?,
+        // Killed, it would leave its shared memory.
+        Kind::Squid => proxy.process.end().await?,
+    }
     checked?;
     lab.stop().await
 }
