@@ -10,7 +10,8 @@
 //!
 //! | file | one idea |
 //! |---|---|
-//! | `cluster`, `overrides` | from a kubeconfig to requests; what the command line says in its place |
+//! | `cluster` | from a kubeconfig to requests |
+//! | `selection`, `overrides` | which cluster and user of it are meant; what the command line says in its place |
 //! | `pod`, `locate` | which pod and container a command line means; which pod a Deployment or a Service means |
 //! | `object` | the object in a file, for `exec -f` |
 //! | `remote` | a stream into a container, with the fallback and its log |
@@ -46,6 +47,7 @@ mod kubectl {
     pub(crate) mod ports;
     pub(crate) mod progress;
     pub(crate) mod remote;
+    pub(crate) mod selection;
     pub(crate) mod stdio;
     pub(crate) mod terminal;
     pub(crate) mod unpack;

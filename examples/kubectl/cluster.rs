@@ -1,6 +1,6 @@
 //! From a kubeconfig, or a pod's service account, to requests.
 
-use std::{env, path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -8,11 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use kube::{
-    Config,
-    client::ConfigExt as _,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
-};
+use kube::{Config, client::ConfigExt as _};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -26,7 +22,8 @@ use tower_kube_streaming::{
 use super::{
     failure::{Failure, chain, printable},
     log::klog,
-    overrides::{Names, Overrides, without_credentials},
+    overrides::{Overrides, without_credentials},
+    selection::SelectionFlags,
 };
 use crate::provider::provider;
 
@@ -37,21 +34,8 @@ const USER_AGENT: &str = concat!("kubectl/v1.37.0 tower-kube-streaming/", env!("
 
 #[derive(Args, Debug)]
 pub(crate) struct ClusterFlags {
-    /// Path to the kubeconfig file [default: $KUBECONFIG, ~/.kube/config, or the pod's service account].
-    #[arg(long, value_name = "FILE", global = true)]
-    kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig.
-    #[arg(long, value_name = "NAME", global = true)]
-    context: Option<String>,
-    /// The cluster of the kubeconfig.
-    #[arg(long, value_name = "NAME", global = true)]
-    cluster: Option<String>,
-    /// The user of the kubeconfig.
-    #[arg(long, value_name = "NAME", global = true)]
-    user: Option<String>,
-    /// Address and port of the API server, in place of the kubeconfig's.
-    #[arg(short, long, value_name = "URL", global = true)]
-    server: Option<Uri>,
+    #[command(flatten)]
+    selection: SelectionFlags,
     /// The namespace.
     #[arg(short, long, value_name = "NAME", global = true)]
     namespace: Option<String>,
@@ -80,13 +64,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn load(flags: &ClusterFlags) -> Result<Self, Failure> {
         let patience = flags.overrides.patience()?;
-        let (mut config, names) = configuration(flags).await?;
-        if let Some(server) = &flags.server {
-            config.cluster_url = server.clone();
-            // As in kubectl: the name is that of the kubeconfig's own server, and another must not pass for it.
-            config.tls_server_name = None;
-        }
-        flags.overrides.apply(&mut config, &names)?;
+        let (mut config, selected) = flags.selection.load().await?;
+        flags.overrides.apply(&mut config, &selected)?;
         let authority = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         let plain = config.cluster_url.scheme_str() == Some("http");
         // Without a CA these are the system's roots, which take time to load: plain HTTP needs none.
@@ -171,63 +150,6 @@ impl Cluster {
         driven.abort();
         Ok((head.status, body.to_bytes()))
     }
-}
-
-/// kube-rs's loader: merged files of `KUBECONFIG`, or the one that is named, or the service account of this pod. Without
-/// any a server that the command line names will do.
-async fn configuration(flags: &ClusterFlags) -> Result<(Config, Names), Failure> {
-    let options =
-        KubeConfigOptions { context: flags.context.clone(), cluster: flags.cluster.clone(), user: flags.user.clone() };
-    let path = flags.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty());
-    let file = match path {
-        Some(path) => Kubeconfig::read_from(path),
-        None => Kubeconfig::read(),
-    };
-    let loaded = match file {
-        Ok(file) => {
-            let names = names(&file, &options);
-            Config::from_custom_kubeconfig(file, &options).await.map(|config| (config, names))
-        }
-        Err(error) => Err(error),
-    };
-    loaded.or_else(|error| {
-        let nothing_said = path.is_none() && env::var_os("KUBECONFIG").is_none_or(|list| list.is_empty());
-        match (error, &flags.server) {
-            (KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath, server) if nothing_said => {
-                let pod = Config::incluster();
-                let config = match (server, pod) {
-                    (None, Ok(pod)) => pod,
-                    (None, Err(_)) => return Err(Failure::error("no kubeconfig, and this is no pod")),
-                    // The service account's token is for its own cluster.
-                    (Some(server), pod) => {
-                        let mut config = Config::new(server.clone());
-                        if let Ok(pod) = pod {
-                            config.default_namespace = pod.default_namespace;
-                        }
-                        config
-                    }
-                };
-                Ok((config, Names::default()))
-            }
-            (KubeconfigError::CurrentContextNotSet, Some(server)) => {
-                Ok((Config::new(server.clone()), Names::default()))
-            }
-            (KubeconfigError::LoadContext(name), _) => Err(Failure::verbatim(
-                format!("Error in configuration: context was not found for specified context: {name}"),
-                1,
-            )),
-            (error, _) => Err(Failure::error(chain(&error))),
-        }
-    })
-}
-
-/// Which cluster and user of it are meant.
-fn names(file: &Kubeconfig, options: &KubeConfigOptions) -> Names {
-    let name = options.context.as_ref().or(file.current_context.as_ref());
-    let context = file.contexts.iter().find(|context| Some(&context.name) == name).and_then(|it| it.context.as_ref());
-    let cluster = options.cluster.clone().or_else(|| Some(context?.cluster.clone()));
-    let user = options.user.clone().or_else(|| context?.user.clone());
-    Names { cluster: cluster.unwrap_or_default(), user: user.unwrap_or_default() }
 }
 
 fn common_headers() -> HeaderMap {

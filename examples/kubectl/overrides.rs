@@ -10,6 +10,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use super::{
     failure::{Failure, printable},
     flags::{boolean, duration},
+    selection::{Selected, given},
 };
 
 /// Time for a whole request, dialling and answer included, where nothing is said.
@@ -56,19 +57,12 @@ pub(crate) struct Overrides {
     request_timeout: Option<String>,
 }
 
-/// What a kubeconfig calls its cluster and user, for messages.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    pub(crate) cluster: String,
-    pub(crate) user: String,
-}
-
 impl Overrides {
     /// How long a plain request may take.
     pub(crate) fn patience(&self) -> Result<Duration, Failure> {
         let Some(text) = given(self.request_timeout.as_ref()) else { return Ok(REQUEST) };
-        let time = match text.parse::<u32>() {
-            Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        let time = match text.parse() {
+            Ok(seconds) => Ok(Duration::from_secs(seconds)),
             Err(_) => duration(text),
         };
         match time {
@@ -82,10 +76,10 @@ impl Overrides {
     }
 
     /// Puts what is said in its place. What is wrong is told together, as kubectl does.
-    pub(crate) fn apply(&self, config: &mut Config, names: &Names) -> Result<(), Failure> {
+    pub(crate) fn apply(&self, config: &mut Config, selected: &Selected) -> Result<(), Failure> {
         let mut wrong = Vec::new();
-        self.user(&mut config.auth_info, &names.user, &mut wrong);
-        self.cluster(config, &names.cluster, &mut wrong);
+        self.user(&mut config.auth_info, &selected.user, &mut wrong);
+        self.cluster(config, selected, &mut wrong);
         match &wrong[..] {
             [] => Ok(()),
             [one] => Err(Failure::error(one)),
@@ -96,7 +90,8 @@ impl Overrides {
         }
     }
 
-    fn cluster(&self, config: &mut Config, name: &str, wrong: &mut Vec<String>) {
+    fn cluster(&self, config: &mut Config, selected: &Selected, wrong: &mut Vec<String>) {
+        let name = &selected.cluster;
         if let Some(host) = given(self.tls_server_name.as_ref()) {
             config.tls_server_name = Some(host.clone());
         }
@@ -109,12 +104,17 @@ impl Overrides {
         if let Some(insecure) = self.insecure_skip_tls_verify {
             config.accept_invalid_certs = insecure;
         }
-        let Some(path) = given(self.certificate_authority.as_ref()) else { return };
-        if self.insecure_skip_tls_verify == Some(true) {
+        let named = given(self.certificate_authority.as_ref());
+        if named.is_some() && self.insecure_skip_tls_verify.is_none() {
+            config.accept_invalid_certs = false;
+        }
+        let Some(path) = named.or(selected.ca.as_ref().filter(|_| self.insecure_skip_tls_verify != Some(true))) else {
+            return;
+        };
+        if config.accept_invalid_certs {
             wrong.push("specifying a root certificates file with the insecure flag is not allowed".to_owned());
             return;
         }
-        config.accept_invalid_certs = false;
         match File::open(path) {
             Err(error) => wrong.push(unreadable("certificate-authority", path, name, &error)),
             Ok(file) => match CertificateDer::pem_reader_iter(file).collect::<Result<Vec<_>, _>>() {
@@ -190,11 +190,6 @@ pub(crate) fn without_credentials(auth: &mut AuthInfo) -> AuthInfo {
         impersonate_user_extra: auth.impersonate_user_extra.take(),
         ..AuthInfo::default()
     }
-}
-
-/// As in kubectl an empty value is none.
-fn given(value: Option<&String>) -> Option<&String> {
-    value.filter(|value| !value.is_empty())
 }
 
 fn proxy_of(text: &str) -> Result<Uri, String> {

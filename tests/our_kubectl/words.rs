@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::{TcpListener, TcpStream},
@@ -54,6 +55,13 @@ const SAME: &[&[&str]] = &[
     &["exec", "-t", "demo", "--", "echo", "no", "terminal"],
     &["--context", "nope", "exec", "demo", "--", "true"],
     &["--context", "viewer", "exec", "demo", "--", "true"],
+    &["--context=", "exec", "demo", "--", "echo", "found"],
+    &["--cluster=", "--user=", "exec", "demo", "--", "echo", "found"],
+    &["--cluster=nope", "exec", "demo", "--", "true"],
+    &["--user=nope", "exec", "demo", "--", "true"],
+    &["--user=nope", "--cluster=nope", "exec", "demo", "--", "true"],
+    &["--server=", "exec", "demo", "--", "echo", "found"],
+    &["--kubeconfig=/nope", "exec", "demo", "--", "true"],
     &["--as=nobody", "exec", "demo", "--", "true"],
     &["exec", "demo", "--as=nobody", "--as-group=system:masters", "--as-group=x", "--", "echo", "found"],
     &["exec", "demo", "--as=nobody", "--as-uid=1", "--as-user-extra=a=b", "--as-user-extra=c", "--", "true"],
@@ -69,6 +77,8 @@ const SAME: &[&[&str]] = &[
     &["exec", "demo", "--tls-server-name=localhost", "--", "echo", "found"],
     &["exec", "demo", "--proxy-url=foo://x", "--", "true"],
     &["exec", "demo", "--request-timeout=x", "--", "true"],
+    &["exec", "demo", "--request-timeout=-1", "--", "true"],
+    &["exec", "demo", "--request-timeout=99999999999", "--", "echo", "found"],
     &["exec", "demo", "--request-timeout=5", "--", "echo", "found"],
     &["exec", "demo", "--request-timeout=1m", "--", "echo", "found"],
     &["attach"],
@@ -160,6 +170,72 @@ async fn a_command_line_does_without_a_kubeconfig() -> Outcome {
             ensure!(done.status.code() == Some(code) && said.contains(says), "{client}, {flags:?}: {done:?}");
         }
     }
+    lab.stop().await
+}
+
+/// Kubeconfigs that name no cluster or user, or one that is not there; lists of files, of which some are not.
+#[tokio::test]
+async fn it_reads_kubeconfigs_as_kubectl_1_37_does() -> Outcome {
+    let Some(real) = client("1.37", true) else { return Ok(()) };
+    let lab = Lab::start(Topology::AllInOne).await?;
+    let text = fs::read(&lab.kubeconfig).map_err(|error| error.to_string())?;
+    let whole: Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let file = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut config = whole.clone();
+        change(&mut config);
+        let path = lab.scratch.path().join(name).to_string_lossy().into_owned();
+        fs::write(&path, config.to_string()).map(|()| path).map_err(|error| error.to_string())
+    };
+    let current = |name: &'static str| move |config: &mut Value| config["current-context"] = name.into();
+    let ca = lab.ca().to_string_lossy().into_owned();
+    let with_ca = |path: &str| {
+        let path = path.to_owned();
+        move |config: &mut Value| {
+            config["clusters"][0]["cluster"]["certificate-authority-data"].take();
+            config["clusters"][0]["cluster"]["certificate-authority"] = path.clone().into();
+        }
+    };
+    let none = file("none", &current(""))?;
+    let gone = file("gone", &current("gone"))?;
+    let viewer = file("viewer", &current("viewer"))?;
+    let lost = file("lost", &with_ca("/nope/ca"))?;
+    let found = file("found", &with_ca(&ca))?;
+    let trust = format!("--certificate-authority={ca}");
+    let (first, second) = (format!("/nope:{viewer}:{none}"), format!("{none}::{viewer}"));
+    let named = |path: &str| format!("--kubeconfig={path}");
+    let cases = [
+        ("", vec![named(&none), "--context=admin".into()]),
+        ("", vec![named(&none), "--cluster=demo".into(), "--user=admin".into()]),
+        ("", vec![named(&none), "--cluster=nope".into()]),
+        ("", vec![named(&gone)]),
+        ("", vec![named(&gone), "--context=".into(), "--cluster=demo".into()]),
+        ("", vec![named(&gone), "--context=admin".into()]),
+        ("", vec![named(&lost)]),
+        ("", vec![named(&lost), "--insecure-skip-tls-verify".into()]),
+        ("", vec![named(&lost), trust]),
+        ("", vec![named(&found)]),
+        (&first, vec![named("")]),
+        (&second, vec![named("")]),
+        (&first, vec![named(""), "--context=admin".into()]),
+        (&first, vec![named(&gone)]),
+    ];
+    let mut differ = Vec::new();
+    for (list, flags) in cases {
+        let args: Vec<_> = flags.iter().map(String::as_str).chain(["exec", "demo", "--", "echo", "found"]).collect();
+        let mut said = Vec::new();
+        for client in [&real, &ours(true)] {
+            let mut command = client.command(&lab.kubeconfig, &lab.scratch, &args);
+            let done = command.env("KUBECONFIG", list).output().await.map_err(|error| error.to_string())?;
+            said.push((
+                done.status.code(),
+                [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()),
+            ));
+        }
+        if said[0] != said[1] {
+            differ.push(format!("{list} {flags:?}\n  kubectl: {:?}\n  ours: {:?}", said[0], said[1]));
+        }
+    }
+    ensure!(differ.is_empty(), "{}", differ.join("\n"));
     lab.stop().await
 }
 
