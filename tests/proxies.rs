@@ -36,26 +36,15 @@ const NAME: &str = "api.a2345678901234567890123456789012345678901234567890123456
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A proxy of its own, which logs whom it connects to. Its last port may be that of TLS.
-#[derive(Debug)]
-struct Running<const PORTS: usize> {
-    process: Process,
-    ports: [u16; PORTS],
-}
-
-async fn start<const PORTS: usize>(
-    program: &str,
-    command: impl Fn([u16; PORTS]) -> Outcome<Command>,
-) -> Outcome<Option<Running<PORTS>>> {
-    Ok(listening(program, command).await?.map(|(process, ports)| Running { process, ports }))
-}
+/// A proxy of its own, and its ports, that of TLS last. `None`: it is not installed.
+type Started<const PORTS: usize> = Outcome<Option<(Process, [u16; PORTS])>>;
 
 /// Plain and over TLS. It finds [`NAME`] here, and does not connect to `refused`.
-async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Running<2>>> {
+async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Started<2> {
     let dir = scratch.dir("squid");
     let (hosts, data) = (dir.join("hosts"), lab.data.display());
     fs::write(&hosts, format!("127.0.0.1 {NAME}\n")).map_err(|error| error.to_string())?;
-    start("/usr/sbin/squid", |[plain, tls]| {
+    listening("/usr/sbin/squid", |[plain, tls]| {
         let file = dir.join("conf");
         let config = format!(
             "http_port 127.0.0.1:{plain}\n\
@@ -75,9 +64,9 @@ async fn squid(scratch: &Scratch, lab: &Lab, refused: u16) -> Outcome<Option<Run
 }
 
 /// Knows one user.
-async fn tinyproxy(scratch: &Scratch) -> Outcome<Option<Running<1>>> {
+async fn tinyproxy(scratch: &Scratch) -> Started<1> {
     let file = scratch.dir("tinyproxy").join("conf");
-    start("/usr/bin/tinyproxy", |[port]| {
+    listening("/usr/bin/tinyproxy", |[port]| {
         let config = format!("Port {port}\nListen 127.0.0.1\nBasicAuth me p-ss\nLogLevel Connect\nTimeout 60\n");
         fs::write(&file, config).map_err(|error| error.to_string())?;
         let mut tinyproxy = Command::new("/usr/bin/tinyproxy");
@@ -88,8 +77,8 @@ async fn tinyproxy(scratch: &Scratch) -> Outcome<Option<Running<1>>> {
 }
 
 /// Knows one user.
-async fn microsocks() -> Outcome<Option<Running<1>>> {
-    start("/usr/bin/microsocks", |[port]| {
+async fn microsocks() -> Started<1> {
+    listening("/usr/bin/microsocks", |[port]| {
         let mut microsocks = Command::new("/usr/bin/microsocks");
         microsocks.args(["-i", "127.0.0.1", "-p", &port.to_string(), "-u", "me", "-P", "p-ss"]);
         Ok(microsocks)
@@ -97,18 +86,13 @@ async fn microsocks() -> Outcome<Option<Running<1>>> {
     .await
 }
 
-impl Running<1> {
-    /// Waits until it has told of a connection to `port`.
-    async fn connected_to(&self, port: u16) -> Outcome {
-        let connected = format!(":{port}");
-        let Process { stdout, stderr, .. } = &self.process;
-        let told = async {
-            tokio::select! {
-                Ok(_) = stdout.until(LIMIT, "the connection", |text| text.contains(&connected)) => Ok(()),
-                told = stderr.until(LIMIT, "the connection", |text| text.contains(&connected)) => told.map(drop),
-            }
-        };
-        told.await
+/// Waits until a proxy has told of a connection to `port`.
+async fn connected(proxy: &Process, port: u16) -> Outcome {
+    let connected = format!(":{port}");
+    let Process { stdout, stderr, .. } = proxy;
+    tokio::select! {
+        Ok(_) = stdout.until(LIMIT, "the connection", |text| text.contains(&connected)) => Ok(()),
+        told = stderr.until(LIMIT, "the connection", |text| text.contains(&connected)) => told.map(drop),
     }
 }
 
@@ -210,8 +194,7 @@ async fn check() -> Outcome {
 
 async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome {
     let refused = server.pod.closed;
-    let Some(squid) = squid(scratch, lab, refused).await? else { return Ok(()) };
-    let [plain, tls] = squid.ports;
+    let Some((squid, [plain, tls])) = squid(scratch, lab, refused).await? else { return Ok(()) };
     // A name that only the proxy can find; the certificate is for the address.
     let named = format!("https://{NAME}:{}", server.port);
     let name = || ServerName::try_from("127.0.0.1").expect("an address");
@@ -241,7 +224,7 @@ async fn through_squid(server: &Server, scratch: &Scratch, lab: &Lab) -> Outcome
     let why = server.refused(server.by(&format!("http://127.0.0.1:{plain}"))?, &elsewhere).await?;
     let words = format!("CONNECT request to http://127.0.0.1:{plain} returned response: 403 Forbidden");
     ensure!(why == words, "{why}");
-    squid.process.stop().await.map(drop)
+    squid.stop().await.map(drop)
 }
 
 /// The example kubectl, by its kubeconfig's `proxy-url` and by the environment.
@@ -274,23 +257,21 @@ async fn our_kubectl(lab: &Lab, server: &str, proxy: u16) -> Outcome {
 }
 
 async fn through_tinyproxy(server: &Server, scratch: &Scratch) -> Outcome {
-    let Some(tinyproxy) = tinyproxy(scratch).await? else { return Ok(()) };
-    let [port] = tinyproxy.ports;
+    let Some((tinyproxy, [port])) = tinyproxy(scratch).await? else { return Ok(()) };
     server.all(server.by(&format!("http://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
-    tinyproxy.connected_to(server.port).await?;
+    connected(&tinyproxy, server.port).await?;
     for (login, answer) in [("", "407"), ("me:secret@", "401")] {
         let why = server.refused(server.by(&format!("http://{login}127.0.0.1:{port}"))?, &server.url).await?;
         let words = format!("CONNECT request to http://127.0.0.1:{port} returned response: {answer}");
         ensure!(why.starts_with(&words), "{why}");
     }
-    tinyproxy.process.stop().await.map(drop)
+    tinyproxy.stop().await.map(drop)
 }
 
 async fn through_microsocks(server: &Server) -> Outcome {
-    let Some(microsocks) = microsocks().await? else { return Ok(()) };
-    let [port] = microsocks.ports;
+    let Some((microsocks, [port])) = microsocks().await? else { return Ok(()) };
     server.all(server.by(&format!("socks5://me:p%2Dss@127.0.0.1:{port}"))?, &server.url).await?;
-    microsocks.connected_to(server.port).await?;
+    connected(&microsocks, server.port).await?;
     for login in ["", "me:secret@"] {
         let why = server.refused(server.by(&format!("socks5://{login}127.0.0.1:{port}"))?, &server.url).await?;
         ensure!(why.starts_with(&format!("proxy socks5://127.0.0.1:{port}: ")) && !why.contains("secret"), "{why}");
@@ -299,7 +280,7 @@ async fn through_microsocks(server: &Server) -> Outcome {
     let elsewhere = format!("https://127.0.0.1:{}", server.pod.closed);
     let why = server.refused(server.by(&login)?, &elsewhere).await?;
     ensure!(why.starts_with(&format!("proxy socks5://127.0.0.1:{port}: ")), "{why}");
-    microsocks.process.stop().await.map(drop)
+    microsocks.stop().await.map(drop)
 }
 
 async fn unreachable_proxy(server: &Server) -> Outcome {

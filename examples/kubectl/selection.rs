@@ -78,7 +78,7 @@ impl SelectionFlags {
             auth_infos: vec![NamedAuthInfo { name: user.clone(), auth_info: Some(auth), ..NamedAuthInfo::default() }],
             contexts: vec![NamedContext { context: Some(one), ..NamedContext::default() }],
             current_context: Some(String::new()),
-            ..file
+            ..Kubeconfig::default()
         };
         let config = Config::from_custom_kubeconfig(one, &KubeConfigOptions::default()).await;
         Ok((config.map_err(|error| Failure::error(chain(&error)))?, Selected { cluster, user, ca }))

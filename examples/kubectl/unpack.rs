@@ -8,7 +8,7 @@ use std::{
     io::{self, Read, Write as _},
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
+        fs::{PermissionsExt as _, symlink},
     },
     path::{Path, PathBuf},
     rc::Rc,
@@ -202,7 +202,7 @@ impl<'a> Unpacking<'a> {
                 // Into a folder. What is there by that name the archive may have made.
                 path.extend(self.prefix.last());
             }
-            create(&path, if self.plan.modes { mode } else { 0o666 })?
+            create(&path)?
         };
         loop {
             match from.read(&mut self.buffer)? {
@@ -210,8 +210,7 @@ impl<'a> Unpacking<'a> {
                 read => file.write_all(&self.buffer[..read])?,
             }
         }
-        // The umask may have taken some. Looking is cheaper than setting what is there.
-        if self.plan.modes && is_file && file.metadata()?.mode() & 0o7777 != mode {
+        if self.plan.modes && is_file {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
         Ok(())
@@ -239,10 +238,10 @@ impl<'a> Unpacking<'a> {
     }
 }
 
-/// A new file, in the place of what is there, of this mode but for the umask.
-fn create(path: &Path, mode: u32) -> io::Result<File> {
+/// A new file, in the place of what is there.
+fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(mode);
+    options.write(true).create_new(true);
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             remove(path)?;

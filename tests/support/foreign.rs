@@ -6,34 +6,23 @@ use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use super::{Outcome, process::Process, skip};
 
-/// One is up in a tenth of a second.
-const LIMIT: Duration = Duration::from_secs(10);
-const TRIES: usize = 3;
+const LIMIT: Duration = Duration::from_secs(30);
 
-/// Starts it on free ports, and on other ones if something else has taken one before the program did. `None`: it is not
-/// installed, which is a SKIP.
+/// Starts it on free ports. `None`: it is not installed, which is a SKIP.
 pub async fn listening<const PORTS: usize>(
     program: &str,
-    command: impl Fn([u16; PORTS]) -> Outcome<Command>,
+    command: impl FnOnce([u16; PORTS]) -> Outcome<Command>,
 ) -> Outcome<Option<(Process, [u16; PORTS])>> {
     if !Path::new(program).exists() {
         skip(&format!("{program} is missing; scripts/test installs it"));
         return Ok(None);
     }
-    let mut failures = Vec::new();
-    while failures.len() < TRIES {
-        let ports = free_ports()?;
-        let mut process = Process::start(program, &mut command(ports)?)?;
-        match timeout(LIMIT, accepts(&mut process, &ports)).await {
-            Ok(Ok(())) => return Ok(Some((process, ports))),
-            failed => {
-                failures.push(format!("{ports:?}: {failed:?}: {}", process.stderr.text()));
-                // It may have ended.
-                let _ = process.kill().await;
-            }
-        }
+    let ports = free_ports()?;
+    let mut process = Process::start(program, &mut command(ports)?)?;
+    match timeout(LIMIT, accepts(&mut process, &ports)).await {
+        Ok(Ok(())) => Ok(Some((process, ports))),
+        failed => Err(format!("{program} does not listen at {ports:?}: {failed:?}: {}", process.stderr.text())),
     }
-    Err(format!("{program} does not listen:\n{}", failures.join("\n")))
 }
 
 async fn accepts(process: &mut Process, ports: &[u16]) -> Outcome {

@@ -1,5 +1,5 @@
-//! The least that a client does which sends stdin into a command: read, mask, encrypt, send; one thread, which waits for
-//! each. For `scripts/bench-kubectl`.
+//! A client that does nothing but send stdin into a command: read, mask, encrypt, send; one thread, which waits for each.
+//! For `scripts/bench-kubectl`.
 //!
 //!     least 127.0.0.1:6443 TOKEN CA-FILE < input
 
@@ -95,7 +95,7 @@ fn upgrade(stream: &mut (impl Read + Write), server: &str, token: &str) -> Resul
 /// Makes a binary message of what lies behind its head.
 fn frame(message: &mut [u8]) {
     let payload = message.len() - (HEAD - 1);
-    // Not random, which takes a quarter of a millisecond a GiB.
+    // Not random, as RFC 6455 wants it: this is a measure, and no client.
     let key = [0x5a, 0xc3, 0x96, 0x0f];
     message[..2].copy_from_slice(&[0x82, 0xff]);
     message[2..10].copy_from_slice(&(payload as u64).to_be_bytes());
