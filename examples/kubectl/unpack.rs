@@ -4,16 +4,23 @@
 use std::{
     cell::Cell,
     ffi::OsStr,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Permissions},
     io::{self, Read, Write as _},
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{PermissionsExt as _, symlink},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{PermissionsExt as _, symlink},
+        },
     },
     path::{Path, PathBuf},
     rc::Rc,
 };
 
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat},
+    io::Errno,
+};
 use tar::{Archive, Entry, EntryType};
 
 use super::{failure::printable, progress::Progress};
@@ -74,6 +81,8 @@ struct Unpacking<'a> {
     prefix: Vec<&'a OsStr>,
     /// Folders and their modes, which may forbid to write there until all is done.
     folders: Vec<(PathBuf, u32)>,
+    /// The folder of the last file. The next one is most often in the same.
+    current: Option<(PathBuf, OwnedFd)>,
     buffer: Vec<u8>,
     /// The target was made, or was there.
     begun: bool,
@@ -86,6 +95,7 @@ impl<'a> Unpacking<'a> {
             progress,
             prefix: cleaned(&plan.source),
             folders: Vec::new(),
+            current: None,
             buffer: vec![0; CHUNK],
             begun: false,
         }
@@ -157,6 +167,11 @@ impl<'a> Unpacking<'a> {
             fs::create_dir_all(&path)?;
             self.begun = true;
         }
+        let known = self.current.as_ref().and_then(|(current, _)| current.strip_prefix(&path).ok());
+        if known.is_some_and(|known| known.iter().eq(folders.iter().copied())) {
+            path.extend(names);
+            return Ok(Some(path));
+        }
         for folder in folders {
             path.push(folder);
             match path.symlink_metadata() {
@@ -202,7 +217,7 @@ impl<'a> Unpacking<'a> {
                 // Into a folder. What is there by that name the archive may have made.
                 path.extend(self.prefix.last());
             }
-            create(&path)?
+            self.create(&path, mode)?
         };
         loop {
             match from.read(&mut self.buffer)? {
@@ -210,10 +225,47 @@ impl<'a> Unpacking<'a> {
                 read => file.write_all(&self.buffer[..read])?,
             }
         }
-        if self.plan.modes && is_file {
+        // What it was made with may be less.
+        if self.plan.modes && is_file && file.metadata()?.permissions().mode() & 0o777 != mode {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
         Ok(())
+    }
+
+    /// A new file, in the place of what is there.
+    fn create(&mut self, path: &Path, mode: u32) -> io::Result<File> {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let current = match self.current.take() {
+            Some((current, opened)) if current == folder => (current, opened),
+            _ => (folder.to_owned(), self.open(folder)?),
+        };
+        let (_, folder) = self.current.insert(current);
+        let mode = Mode::from_raw_mode(if self.plan.modes { mode } else { 0o666 });
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let created = match openat(&*folder, name, flags, mode) {
+            // A link rather than what it points to. A folder stays, and is an error then.
+            Err(Errno::EXIST) => {
+                unlinkat(&*folder, name, AtFlags::empty())?;
+                openat(&*folder, name, flags, mode)
+            }
+            created => created,
+        };
+        Ok(created?.into())
+    }
+
+    /// Opens a folder to make files in. The target itself is the user's, and may be a link.
+    fn open(&self, folder: &Path) -> io::Result<OwnedFd> {
+        let link = if folder == self.plan.target { OFlags::empty() } else { OFlags::NOFOLLOW };
+        // One may write to a folder that one may not read.
+        #[cfg(target_os = "linux")]
+        let access = OFlags::PATH;
+        #[cfg(not(target_os = "linux"))]
+        let access = OFlags::RDONLY;
+        // `""` is the working directory.
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        Ok(openat(CWD, folder, access | link | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// Another name of a file that came before.
@@ -235,19 +287,6 @@ impl<'a> Unpacking<'a> {
             done.map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())
-    }
-}
-
-/// A new file, in the place of what is there.
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            remove(path)?;
-            options.open(path)
-        }
-        opened => opened,
     }
 }
 

@@ -145,6 +145,14 @@ fn nothing_is_written_through_a_link_whoever_made_it() {
     assert_eq!(fs::read(target.dir.join("src")).expect("replaced"), b"harm");
     assert!(!target.dir.join("src").is_symlink());
 
+    // Between files of one folder, which stays open: another name of it, and one in its own place.
+    let target = Target::new();
+    let entries = [file("src/d/a", b"a"), link("src/l", "d"), file("src/l/x", b"harm"), file("src/d/b", b"b")];
+    assert_eq!(target.take(&entries), Ok(()));
+    assert!(target.has("d/a") && target.has("d/b") && !target.has("d/x"));
+    assert!(target.take(&[file("src/d/a", b"a"), link("src/d", "e"), file("src/d/b", b"harm")]).is_err());
+    assert_eq!(fs::read(target.dir.join("d/b")).expect("as it was"), b"b");
+
     // A folder in the place of a link.
     let target = Target::new();
     assert!(target.take(&[folder("src/"), folder("src/d"), link("src/l", "d"), folder("src/l")]).is_err());
@@ -193,6 +201,20 @@ fn an_archive_that_is_not_whole_is_an_error_wherever_it_ends() {
     }
     assert_eq!(target.take(&[file("src/z", &[0; 700])]), Ok(()));
     assert_eq!(target.take_bytes(&[whole, vec![0; 10240]].concat()), Ok(()));
+}
+
+#[test]
+fn a_file_gets_its_mode_whatever_the_umask_takes_away() {
+    let target = Target::new();
+    let modes = [0o777, 0o666, 0o644, 0o400, 0o000];
+    let entries = modes.map(|mode| entry(EntryType::Regular, &format!("src/{mode:o}"), "", mode, b"all"));
+    for _ in 0..2 {
+        assert_eq!(target.take(&entries), Ok(()));
+        for mode in modes {
+            let metadata = target.dir.join(format!("{mode:o}")).metadata().expect("it is there");
+            assert_eq!((metadata.mode() & 0o7777, metadata.len()), (mode, 3));
+        }
+    }
 }
 
 #[test]
