@@ -28,12 +28,12 @@ use crate::{
     websocket::{
         Payload,
         channel::{self, ChannelEvent, Demux, Encoding},
-        client::{self, BEFORE, Batch, ConnectError, Connected, Reader, Received, Writer},
+        client::{self, Batch, ConnectError, Connected, Reader, Received, Writer},
     },
 };
 
-/// Payload of one message, also in base64: the longest whose frame tells its length in two bytes.
-const MESSAGE: usize = u16::MAX as usize - BEFORE;
+/// What is sent as one message in base64, before it is.
+const BASE64: usize = 48 * 1024;
 
 /// A server from which nothing was read for this long is pinged, and asked every so often.
 const PING_AFTER: Duration = Duration::from_secs(10);
@@ -229,7 +229,7 @@ async fn send<Io: AsyncWrite>(
     shared: &Shared,
 ) -> Result<(), Error> {
     let encoding = shared.protocol.encoding();
-    let mut batch = Batch::new(if encoding == Encoding::Base64 { MESSAGE / 4 * 3 } else { MESSAGE });
+    let mut batch = Batch::new(if encoding == Encoding::Base64 { BASE64 } else { usize::MAX });
     let mut ahead = None;
     let mut clock = interval(PING_AFTER);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -31,7 +31,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Chain, Join, ReadBuf, ReadHalf, Sink, Take, WriteHalf,
 };
 
-pub use self::batch::{BEFORE, Batch};
+pub use self::batch::Batch;
 use super::{
     Close, Data, Error, Limits, Payload,
     channel::{CLOSE_SIGNAL, Encoding},
