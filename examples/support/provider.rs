@@ -9,5 +9,26 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     provider.cipher_suites.sort_by_key(|suite| suite.suite().as_str().is_none_or(|name| !name.contains("AES_128")));
+    #[cfg(target_arch = "x86_64")]
+    if encrypts_four_blocks_at_once() {
+        use rustls_graviola::suites::TLS13_AES_128_GCM_SHA256 as WIDE;
+        for suite in provider.cipher_suites.iter_mut().filter(|suite| suite.suite() == WIDE.suite()) {
+            *suite = WIDE;
+        }
+    }
     Arc::new(provider)
+}
+
+/// Whether the processor has what graviola needs to be half as fast again as ring, which takes two blocks.
+#[cfg(target_arch = "x86_64")]
+fn encrypts_four_blocks_at_once() -> bool {
+    let any = is_x86_feature_detected!("adx")
+        && is_x86_feature_detected!("aes")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("pclmulqdq");
+    any && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("vaes")
+        && is_x86_feature_detected!("vpclmulqdq")
 }
