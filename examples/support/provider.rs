@@ -22,12 +22,12 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// Whether the processor has what graviola needs to be half as fast again as ring, which takes two blocks.
 #[cfg(target_arch = "x86_64")]
 fn encrypts_four_blocks_at_once() -> bool {
-    let any = is_x86_feature_detected!("adx")
+    is_x86_feature_detected!("adx")
         && is_x86_feature_detected!("aes")
         && is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("pclmulqdq");
-    any && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("pclmulqdq")
+        && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("vaes")
         && is_x86_feature_detected!("vpclmulqdq")

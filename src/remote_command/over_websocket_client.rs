@@ -32,8 +32,8 @@ use crate::{
     },
 };
 
-/// What is sent as one message in base64, before it is.
-const BASE64: usize = 48 * 1024;
+/// Payload of one message in base64, before it is encoded: its frame tells its length in two bytes then.
+const BASE64: usize = 45 * 1024;
 
 /// A server from which nothing was read for this long is pinged, and asked every so often.
 const PING_AFTER: Duration = Duration::from_secs(10);
