@@ -165,6 +165,7 @@ def handmade(to):
     write(to, "relay", "success-v4", relay(7 | 0x10, [(16, b""), out, fin(5), fin(7), success, (6, b"")]))
     write(to, "relay", "exit-3-v5", relay(7, [(16, b""), out, fin(5), fin(7), exit_3, (6, b"")]))
     write(to, "relay", "success-v1", relay(7 | 0x40, [(16, b""), out, fin(5), fin(7), fin(1), (8, b"")]))
+    write(to, "relay", "fin-in-a-reply", relay(7 | 0x30, [(16, b""), out, fin(5), fin(7), (17, b"", 1), (26, b"")]))
     write(to, "relay", "stdin", relay(7, [(16, b""), (0, b"line\n"), (1, b"", 9), (2, b""), (5, b"?"), (6, b"")]))
     write(to, "relay", "lost", relay(7 | 0x10, [(16, b""), (20 | 2 << 5, b"", 200), (26, b"")]))
     write(to, "relay", "goaway", relay(7 | 0x10, [(16, b""), out, success, (22, b"", 0), (26, b"")]))

@@ -220,7 +220,7 @@ async fn play(mut steps: Input<'_>, asked: Asked, seed: u8, client: &mut Peer, u
 struct Upstream {
     /// Payload of each channel before its end.
     data: [Vec<u8>; 5],
-    /// FIN or RST.
+    /// FIN, also a reply's, or RST.
     ended: [bool; 5],
     goaway: bool,
 }
@@ -240,7 +240,8 @@ fn upstream_said(bytes: &[u8], asked: Asked) -> Upstream {
                     said.ended[channel] = fin;
                 }
             }
-            codec::Event::Rst { stream, .. } => {
+            // A reply can end its stream, as data can.
+            codec::Event::Rst { stream, .. } | codec::Event::SynReply { stream, fin: true, .. } => {
                 if let Some(channel) = asked.channel(stream) {
                     said.ended[usize::from(channel)] = true;
                 }
