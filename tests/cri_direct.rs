@@ -15,7 +15,7 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use sha2::{Digest, Sha256};
 use support::{
     Outcome, Scratch,
-    containerd::{Containerd, POD, manifest},
+    containerd::{Containerd, POD, WEB, manifest},
     count, hex,
     kubectl::tree,
     lab::example,
@@ -406,9 +406,9 @@ async fn forward(url: &Uri) -> Outcome<Forward> {
     Ok(forward)
 }
 
-/// The page of the pod's web server, over a connection of its own.
-async fn page(forward: &Forward) -> Outcome {
-    let mut pair = forward.pair(NonZeroU16::new(8080).expect("not 0")).await.map_err(text)?;
+/// The page of the pod's web server at that port, over a connection of its own.
+async fn page(forward: &Forward, port: u16) -> Outcome {
+    let mut pair = forward.pair(NonZeroU16::new(port).expect("not 0")).await.map_err(text)?;
     pair.data.write_all(b"GET / HTTP/1.0\r\n\r\n").await.map_err(text)?;
     let mut page = String::new();
     pair.data.read_to_string(&mut page).await.map_err(text)?;
@@ -422,12 +422,13 @@ async fn ports_of_the_pod_are_reached(pod: &Pod) -> Outcome {
     for way in [Way::Direct, Way::Proxied] {
         let url = pod.url(way, Subresource::PortForward, "", StreamOptions::default()).await?;
         let forward = forward(&url).await?;
-        timeout(LIMIT, page(&forward)).await.map_err(|_| format!("{way:?}: it hangs"))??;
+        timeout(LIMIT, page(&forward, 8080)).await.map_err(|_| format!("{way:?}: it hangs"))??;
         let refused = async { forward.pair(NonZeroU16::MIN).await?.error.text().await };
         let said = timeout(LIMIT, refused).await.map_err(|_| format!("{way:?}: it hangs"))?.map_err(text)?;
         ensure!(said.as_ref().is_some_and(|said| said.contains("port 1 ")), "{way:?}: {said:?}");
-        let pages = timeout(LIMIT, join_all((0..200).map(|_| page(&forward)))).await;
-        let failed: Vec<_> = pages.map_err(|_| "they hang")?.into_iter().filter_map(Result::err).collect();
+        let pages = join_all(WEB.cycle().take(200).map(|port| page(&forward, port)));
+        let pages = timeout(LIMIT, pages).await.map_err(|_| format!("{way:?}: they hang"))?;
+        let failed: Vec<_> = pages.into_iter().filter_map(Result::err).collect();
         ensure!(failed.is_empty(), "{way:?}: {} of 200 failed: {failed:?}", failed.len());
         forward.close();
     }

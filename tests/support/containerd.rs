@@ -3,7 +3,7 @@
 //! `testing/containerd` starts one that nobody else uses. Where it cannot, because it takes root and four Debian packages, that is a SKIP,
 //! and a failure under `REQUIRE_REAL=1`.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, fs, ops::RangeInclusive, path::PathBuf, process::Command};
 
 use super::{
     Outcome, Scratch,
@@ -25,10 +25,15 @@ spec:
       command: [/bin/sh, -c]
       args:
         - |
-          mkdir /www && echo "from $POD" >/www/index.html && httpd -p 127.0.0.1:8080 -h /www
+          mkdir /www && echo "from $POD" >/www/index.html
+          for port in $(seq 8080 8104); do httpd -p 127.0.0.1:$port -h /www; done
           n=0; while sleep 0.3; do n=$((n+1)); echo "line $n"; done
       env: [{name: POD, value: the pod}]
 "#;
+
+/// Where the sidecar serves its page. Each server lets nine connections wait; of more the kernel drops some, which then try
+/// again after 1, 3, 7, … 63 s.
+pub const WEB: RangeInclusive<u16> = 8080..=8104;
 
 /// A containerd, stopped with its handle.
 #[derive(Debug)]
