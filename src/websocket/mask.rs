@@ -2,6 +2,11 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use fearless_simd::{Level, Simd, dispatch};
+
+/// Vectors are stored at twice the speed where none crosses a cache line.
+const LINE: usize = 64;
+
 /// A key for one frame of ours. It must not be foreseeable (RFC 6455, 10.3): the hasher is keyed with the system's
 /// randomness.
 pub(crate) fn fresh_key() -> [u8; 4] {
@@ -22,18 +27,32 @@ impl Mask {
 
     /// Masks or unmasks the next bytes in place.
     pub(super) fn apply(&mut self, bytes: &mut [u8]) {
-        let [a, b, c, d] = self.key;
-        let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+        let before = bytes.as_ptr().addr().wrapping_neg() % LINE;
+        let (before, bytes) = bytes.split_at_mut(before.min(bytes.len()));
         let (words, rest) = bytes.as_chunks_mut::<8>();
-        for chunk in words {
-            *chunk = (u64::from_ne_bytes(*chunk) ^ word).to_ne_bytes();
-        }
-        for (byte, key) in rest.iter_mut().zip(self.key.iter().cycle()) {
-            *byte ^= key;
+        self.apply_bytes(before);
+        if !words.is_empty() {
+            let [a, b, c, d] = self.key;
+            let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+            dispatch!(Level::new(), simd => apply_words(simd, words, word));
         }
         // Whole words leave the key where it was.
-        let turned = rest.len() % 4;
-        self.key.rotate_left(turned);
+        self.apply_bytes(rest);
+    }
+
+    fn apply_bytes(&mut self, bytes: &mut [u8]) {
+        for (byte, key) in bytes.iter_mut().zip(self.key.iter().cycle()) {
+            *byte ^= key;
+        }
+        self.key.rotate_left(bytes.len() % 4);
+    }
+}
+
+/// Inlined into a function for each set of vector instructions, with which the compiler makes the best of the loop.
+#[inline(always)]
+fn apply_words<S: Simd>(_: S, words: &mut [[u8; 8]], word: u64) {
+    for bytes in words {
+        *bytes = (u64::from_ne_bytes(*bytes) ^ word).to_ne_bytes();
     }
 }
 
@@ -45,9 +64,9 @@ mod tests {
     proptest! {
         #[test]
         fn the_word_loop_equals_the_byte_loop(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            bytes in proptest::collection::vec(any::<u8>(), 0..2000),
             key: [u8; 4],
-            cuts in proptest::collection::vec(0usize..200, 0..5),
+            cuts in proptest::collection::vec(0usize..2000, 0..5),
         ) {
             let expected: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]).collect();
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();

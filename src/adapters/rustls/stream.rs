@@ -32,7 +32,7 @@ const READ: usize = 66 * 1024;
 const QUIET: usize = 8 * 1024;
 
 /// Plaintext that is taken at once.
-const WRITE: usize = 512 * 1024;
+const WRITE: usize = 1024 * 1024;
 
 /// A record's plaintext, at most (RFC 8446, 5.1).
 const RECORD: usize = 16 * 1024;

@@ -125,7 +125,7 @@ async fn all_of_stdin_comes_back_through_a_command_that_reads_to_the_end() {
 async fn pieces_of_any_length_leave_together_in_their_order() {
     let sent: Vec<u8> = (0..10 << 20).map(|at: u32| (at / 99) as u8).collect();
     let short = [1, 2, 123, 124, 125, 126, 32_000, 1, 61_440, 61_441, 3];
-    let long = [4_000_000, 65_534, 9, 999_999, 65_535, 999_999, 65_536, 124, 999_999, 520_192, 1, 520_193];
+    let long = [4_000_000, 65_534, 9, 999_999, 65_535, 999_999, 65_536, 124, 999_999, 1_044_480, 1, 1_044_481];
     for protocol in [WsProtocol::V5, WsProtocol::Base64V4] {
         let mut stdin: Box<dyn AsyncRead + Send + Unpin> = Box::new(tokio::io::empty());
         let mut rest = &sent[..];

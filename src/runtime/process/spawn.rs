@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     pin::Pin,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -21,6 +22,10 @@ use crate::{BoxError, remote_command::TerminalSize};
 /// A new terminal is inherited by whatever is forked before it is marked close-on-exec, and then outlives us there. So
 /// no process of ours starts while a terminal is opened.
 static OPENING_TERMINAL: RwLock<()> = RwLock::new(());
+
+/// Bytes that a pipe to a process holds. Of Linux's 64 KiB, either side soon has to wait for the other.
+#[cfg(target_os = "linux")]
+const PIPE: usize = 256 * 1024;
 
 /// What a terminal takes for the end of input at the beginning of a line.
 const END_OF_FILE: u8 = 0x04;
@@ -68,6 +73,9 @@ impl Recipe {
             let _none_is_opened = OPENING_TERMINAL.read().unwrap_or_else(PoisonError::into_inner);
             command.spawn()?
         };
+        widen(&child.stdin);
+        widen(&child.stdout);
+        widen(&child.stderr);
         let exited = CancellationToken::new();
         Ok(Started {
             stdin: child.stdin.take().map(Stdin::Pipe),
@@ -106,6 +114,18 @@ impl Recipe {
             exited,
         })
     }
+}
+
+/// Gives a pipe more room, unless its user has too many wide ones (`pipe(7)`).
+fn widen(pipe: &Option<impl AsFd>) {
+    #[cfg(target_os = "linux")]
+    if let Some(pipe) = pipe
+        && let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE)
+    {
+        tracing::debug!(%error, "a pipe to a process stays narrow");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pipe;
 }
 
 /// The words of runc and containerd, which people know and scripts search for.

@@ -2,13 +2,14 @@
 
 use std::{fmt, mem, ops::Range};
 
-use fastwebsockets::Frame;
-
-use super::MAX_FRAME_HEAD;
+use super::{
+    super::{Head, Opcode, fresh_key, mask::Mask},
+    MAX_FRAME_HEAD,
+};
 
 /// Binary messages of the length given, masked where they were read to, which leave in one piece.
 ///
-/// It grows with what is put in, to 512 KiB: a peer is woken once for it.
+/// It grows with what is put in, to 1 MiB: a peer is woken once for it.
 pub struct Batch {
     bytes: Vec<u8>,
     /// The finished messages.
@@ -20,7 +21,7 @@ pub struct Batch {
 }
 
 /// The most of a batch.
-const BATCH: usize = 512 * 1024;
+const BATCH: usize = 1024 * 1024;
 
 /// The longest payload of the first message: whole pages, so that a file is read from page to page, and one for the head.
 const FIRST: usize = BATCH - PAGE;
@@ -40,7 +41,7 @@ const MOST_BEFORE: usize = MAX_FRAME_HEAD + 1;
 const LINE: usize = 64;
 
 impl Batch {
-    /// For messages of up to `payload` bytes, and of no more than 508 KiB.
+    /// For messages of up to `payload` bytes, and of no more than 1,020 KiB.
     #[must_use]
     pub fn new(payload: usize) -> Self {
         let most = payload.min(FIRST);
@@ -70,10 +71,10 @@ impl Batch {
         let begin = self.next() - 1;
         let end = begin + 1 + length;
         self.bytes[begin] = id;
-        let mut frame = Frame::binary(fastwebsockets::Payload::BorrowedMut(&mut self.bytes[begin..end]));
-        frame.mask();
-        let mut head = [0; MAX_FRAME_HEAD];
-        let size = frame.fmt_head(&mut head);
+        let key = fresh_key();
+        Mask::new(key).apply(&mut self.bytes[begin..end]);
+        let head = Head::new(Opcode::Binary, end - begin, Some(key));
+        let size = head.len();
         let at = if self.messages.is_empty() {
             // What fills its room, as a file does and a pipe soon does not, is given twice as much next.
             let first = if length == self.first { (self.first + PAGE) * 2 - PAGE } else { OTHER };
@@ -89,7 +90,7 @@ impl Batch {
             self.messages.end = at + size + 1 + length;
             at
         };
-        self.bytes[at..at + size].copy_from_slice(&head[..size]);
+        self.bytes[at..at + size].copy_from_slice(&head);
     }
 
     /// Where the next payload begins.

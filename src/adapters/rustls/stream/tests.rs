@@ -243,7 +243,7 @@ async fn a_handshake_message_in_crumbs_is_not_kept_without_end() {
 async fn a_writer_that_waits_is_woken_though_the_reader_failed() {
     let (client, mut server) = connected(&version::TLS13, 4096, None).await;
     let (mut read, mut write) = split(client);
-    let stuck = tokio::spawn(async move { write.write_all(&bytes(1 << 20)).await });
+    let stuck = tokio::spawn(async move { write.write_all(&bytes(2 << 20)).await });
     // It has filled the pipe.
     let mut first = [0];
     server.get_mut().0.read_exact(&mut first).await.unwrap();
