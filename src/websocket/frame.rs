@@ -8,7 +8,7 @@ use super::{Error, mask::Mask};
 pub const MAX_CONTROL: usize = 125;
 
 /// Longest head, and a channel byte behind it.
-const MAX_HEAD: usize = 15;
+pub(super) const MAX_HEAD: usize = 15;
 
 pub(super) const FIN: u8 = 0x80;
 pub(super) const MASKED: u8 = 0x80;

@@ -1,8 +1,9 @@
 //! Starts a process on pipes or on a terminal.
 
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::{
     io,
-    os::fd::AsFd,
     pin::Pin,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -10,6 +11,10 @@ use std::{
 };
 
 use pty_process::{OwnedWritePty, Size};
+#[cfg(target_os = "linux")]
+use rustix::pipe::fcntl_setpipe_size;
+#[cfg(target_os = "linux")]
+use tokio::process::Child;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     process::{ChildStdin, Command},
@@ -73,9 +78,8 @@ impl Recipe {
             let _none_is_opened = OPENING_TERMINAL.read().unwrap_or_else(PoisonError::into_inner);
             command.spawn()?
         };
-        widen(&child.stdin);
-        widen(&child.stdout);
-        widen(&child.stderr);
+        #[cfg(target_os = "linux")]
+        widen(&child);
         let exited = CancellationToken::new();
         Ok(Started {
             stdin: child.stdin.take().map(Stdin::Pipe),
@@ -116,16 +120,16 @@ impl Recipe {
     }
 }
 
-/// Gives a pipe more room, unless its user has too many wide ones (`pipe(7)`).
-fn widen(pipe: &Option<impl AsFd>) {
-    #[cfg(target_os = "linux")]
-    if let Some(pipe) = pipe
-        && let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE)
-    {
-        tracing::debug!(%error, "a pipe to a process stays narrow");
+/// Gives a process' pipes more room, unless their user has too many wide ones (`pipe(7)`).
+#[cfg(target_os = "linux")]
+fn widen(child: &Child) {
+    let (stdin, stdout, stderr) = (child.stdin.as_ref(), child.stdout.as_ref(), child.stderr.as_ref());
+    let pipes = [stdin.map(AsFd::as_fd), stdout.map(AsFd::as_fd), stderr.map(AsFd::as_fd)];
+    for pipe in pipes.into_iter().flatten() {
+        if let Err(error) = fcntl_setpipe_size(pipe, PIPE) {
+            tracing::debug!(%error, "a pipe to a process stays narrow");
+        }
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = pipe;
 }
 
 /// The words of runc and containerd, which people know and scripts search for.
@@ -220,5 +224,20 @@ impl AsyncWrite for Terminal {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pipes_to_a_process_are_wide() {
+        let command = vec!["true".to_owned()];
+        let recipe =
+            Recipe { command, hostname: "host".to_owned(), tty: false, stdin: true, stdout: true, stderr: true };
+        let started = recipe.spawn(None).expect("it starts");
+        let Some(Stdin::Pipe(stdin)) = &started.stdin else { panic!("no pipe") };
+        assert_eq!(rustix::pipe::fcntl_getpipe_size(stdin).expect("Linux says"), PIPE);
     }
 }

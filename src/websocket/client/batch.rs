@@ -2,10 +2,7 @@
 
 use std::{fmt, mem, ops::Range};
 
-use super::{
-    super::{Head, Opcode, fresh_key, mask::Mask},
-    MAX_FRAME_HEAD,
-};
+use super::super::{Head, Opcode, frame::MAX_HEAD, fresh_key, mask::Mask};
 
 /// Binary messages of the length given, masked where they were read to, which leave in one piece.
 ///
@@ -34,9 +31,6 @@ const PAGE: usize = 4096;
 /// Before the payload of a message that is not the first: a frame's head, with a length of two bytes, and the channel.
 const BEFORE: usize = 8 + 1;
 
-/// Before the payload of any message.
-const MOST_BEFORE: usize = MAX_FRAME_HEAD + 1;
-
 /// What is read to a multiple of it is read faster: a kernel copies by `rep movsb`, which likes to write whole cache lines.
 const LINE: usize = 64;
 
@@ -51,7 +45,7 @@ impl Batch {
     /// Where the next message's payload goes; `None` if it is full.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         let (most, needed) = if self.messages.is_empty() {
-            (self.first, MOST_BEFORE + LINE + self.first)
+            (self.first, MAX_HEAD + LINE + self.first)
         } else {
             let most = self.most.min(OTHER);
             (most, self.messages.end + BEFORE + most)
@@ -97,7 +91,7 @@ impl Batch {
     fn next(&self) -> usize {
         if self.messages.is_empty() {
             let address = self.bytes.as_ptr().addr();
-            (address + MOST_BEFORE).next_multiple_of(LINE) - address
+            (address + MAX_HEAD).next_multiple_of(LINE) - address
         } else {
             self.messages.end + BEFORE
         }

@@ -50,9 +50,6 @@ const MAX_READ: u64 = 64 * 1024;
 /// Longest frame, which the library holds whole and reserves before it is there. Kubernetes sends 32 KiB.
 const MAX_FRAME: usize = 4 << 20;
 
-/// Longest head of a frame: two bytes, a length of eight, a mask of four (RFC 6455, 5.2).
-const MAX_FRAME_HEAD: usize = 14;
-
 /// Why a connection did not become a WebSocket.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -288,8 +285,8 @@ impl<Io> fmt::Debug for Reader<Io> {
     }
 }
 
-/// The direction to the server. Frames are masked with the library's random keys, and written from here: its own vectored
-/// write spins for ever on a connection that takes no more bytes. A single frame is copied behind its head; what there is
+/// The direction to the server. Single frames are the library's, masked with its random keys, and written from here: its own
+/// vectored write spins for ever on a connection that takes no more bytes. Each is copied behind its head; what there is
 /// much of goes in a [`Batch`].
 pub struct Writer<Io> {
     io: WriteHalf<Io>,
